@@ -1,0 +1,36 @@
+"""What stateless algorithms share: the state is the model alone, clients keep nothing."""
+
+from dataclasses import dataclass, fields
+from math import isfinite
+
+from torch import Tensor
+
+from raygrad.contract import ClientState, Population
+from raygrad.errors import BadInput
+
+
+@dataclass(frozen=True)
+class State:
+    """The server's state of a stateless algorithm."""
+
+    x: Tensor  # [d]
+
+
+class Stateless:
+    """`init` and `client_state` for algorithms whose only state is the model."""
+
+    def init(self, x: Tensor, population: Population) -> State:
+        """The state is `x` [d]."""
+        return State(x)
+
+    def client_state(self, x: Tensor) -> ClientState:
+        """Clients keep nothing."""
+        return {}
+
+
+def check(algorithm: object, **lowest: float) -> None:
+    """Refuse settings that are not finite or below their lowest value; called from `__post_init__`."""
+    for f in fields(algorithm):  # pyright: ignore[reportArgumentType]
+        value = getattr(algorithm, f.name)
+        if f.name in lowest and not (isfinite(value) and value >= lowest[f.name]):
+            raise BadInput(f"algorithm.{f.name} is {value}; it must be a finite number >= {lowest[f.name]:g}")

@@ -1,0 +1,192 @@
+"""Settings as values: frozen dataclasses to and from JSON, and single fields set from text.
+
+The constructor is the schema. A field whose metadata names a registry holds one of several dataclasses; in JSON it carries its
+name as "kind". A class outside the registry goes by `package.module:Class`.
+"""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, field, fields, is_dataclass, replace
+from functools import cache
+from math import isfinite
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from raygrad.errors import BadInput
+from raygrad.naming import load_attribute, unknown
+
+T = TypeVar("T")
+Registry = Mapping[str, type]
+
+
+def one_of(registry: Registry, default: Any = MISSING) -> Any:
+    """A dataclass field that holds an instance of one of the registry's classes."""
+    return field(default=default, metadata={"registry": registry})
+
+
+def kind_of(value: object, registry: Registry) -> str:
+    """The name under which `value`'s class is registered, or `package.module:Class`."""
+    for name, cls in registry.items():
+        if type(value) is cls:
+            return name
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def class_of(kind: str, registry: Registry, path: str) -> type:
+    """The class behind a kind. Raises BadInput with the nearest name."""
+    if ":" in kind:
+        cls = load_attribute(kind, path)
+        if not (isinstance(cls, type) and is_dataclass(cls)):
+            raise BadInput(f"{path} {kind!r} is not a dataclass")
+        return cls
+    if kind not in registry:
+        raise unknown(path, kind, registry)
+    return registry[kind]
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def dump(value: Any, registry: Registry | None = None) -> Any:
+    """`value` as JSON: dataclasses become objects, tuples lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = {} if registry is None else {"kind": kind_of(value, registry)}
+        return kind | {f.name: dump(getattr(value, f.name), f.metadata.get("registry")) for f in fields(value)}
+    if isinstance(value, tuple | list):
+        return [dump(v) for v in value]
+    return value
+
+
+def load(cls: type[T], data: Any, path: str = "") -> T:
+    """An instance of the dataclass `cls` from JSON. Raises BadInput naming the field."""
+    if not isinstance(data, Mapping):
+        raise BadInput(f"{path or cls.__name__} is {data!r}; it must be an object with fields")
+    known = {f.name: f for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    values = {}
+    for name, value in data.items():
+        here = f"{path}.{name}" if path else name
+        if name not in known:
+            raise unknown(f"field of {path or 'the experiment'}", name, known)
+        values[name] = _load_field(cls, known[name], value, here)
+    try:
+        return cls(**values)
+    except TypeError as e:
+        raise BadInput(f"{path or cls.__name__}: {e}") from e
+
+
+def _load_field(owner: type, f: Field[Any], value: Any, path: str) -> Any:
+    registry = f.metadata.get("registry")
+    if registry is None:
+        return convert(_hints(owner)[f.name], value, path)
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping) or "kind" not in value:
+        raise BadInput(f"{path} is {value!r}; it must be an object with a kind")
+    cls = class_of(value["kind"], registry, path)
+    return load(cls, {k: v for k, v in value.items() if k != "kind"}, path)
+
+
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` (text from a command line, or JSON) as the type `hint`. Raises BadInput naming the field."""
+    try:
+        return _convert(hint, value, path)
+    except (ValueError, TypeError) as e:
+        raise BadInput(f"{path} is {value!r}; it must be {_name(hint)}") from e
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if type(None) in args and (value is None or value in ("none", "null")):
+            return None
+        for option in args:
+            if option is not type(None):
+                try:
+                    return _convert(option, value, path)
+                except (ValueError, TypeError):
+                    continue
+        raise ValueError(value)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(value)
+    if origin is tuple:
+        parts = [p for p in value.strip("()[] ").split(",") if p.strip()] if isinstance(value, str) else list(value)
+        return tuple(_convert(args[0], p.strip() if isinstance(p, str) else p, path) for p in parts)
+    if origin is dict or hint is dict:
+        loaded = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(loaded, dict):
+            raise ValueError(value)
+        return loaded
+    if is_dataclass(hint):
+        return load(hint, value, path)  # pyright: ignore[reportArgumentType]
+    if hint is bool:
+        named = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+        return value if isinstance(value, bool) else named[str(value).lower()] if str(value).lower() in named else _fail()
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if hint is int:
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(value)
+        return int(value)
+    if hint is float:
+        number = float(value)
+        if not isfinite(number):
+            raise ValueError(value)
+        return number
+    if hint is str:
+        return value if isinstance(value, str) else _fail()
+    return value
+
+
+def _fail() -> Any:
+    raise ValueError
+
+
+def _name(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of which each is {_name(args[0])}"
+    return {
+        int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "none", dict: "a JSON object",
+    }.get(hint, str(hint))  # fmt: skip
+
+
+def assign(value: T, path: str, text: str, root: str = "") -> T:
+    """`value` with the field at the dotted `path` set from text. Raises BadInput with the nearest field name.
+
+    Setting a part that has kinds ("algorithm=scaffold") keeps the fields that both kinds have.
+    """
+    name, _, rest = path.partition(".")
+    known = {f.name: f for f in fields(value)}  # pyright: ignore[reportArgumentType]
+    here = f"{root}.{name}" if root else name
+    if name not in known:
+        owner = f"{root} ({type(value).__name__})" if root else "the experiment"
+        raise unknown(f"field of {owner}", name, known)
+    current, registry = getattr(value, name), known[name].metadata.get("registry")
+    if rest:
+        if not is_dataclass(current):
+            raise BadInput(f"{here} has no fields, so {here}.{rest} cannot be set")
+        new: Any = assign(current, rest, text, here)  # pyright: ignore[reportArgumentType]
+    elif registry is not None:
+        cls = class_of(text, registry, here)
+        shared = {f.name for f in fields(cls)} & {f.name for f in fields(current)}  # pyright: ignore[reportArgumentType]
+        new = cls(**{n: getattr(current, n) for n in shared}) if type(current) is not cls else current
+    elif is_dataclass(current):
+        raise BadInput(f"{here} has fields; set one of them: {', '.join(f'{here}.{f.name}' for f in fields(current))}")
+    else:
+        new = convert(_hints(type(value))[name], text, here)
+    return replace(value, **{name: new})  # pyright: ignore[reportType]
+
+
+def canonical(data: Any) -> bytes:
+    """JSON with one spelling, for hashing."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

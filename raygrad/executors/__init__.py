@@ -1,0 +1,1 @@
+"""Where gangs run. Each executor runs the gangs of a phase and knows no rounds."""

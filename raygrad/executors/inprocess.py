@@ -1,0 +1,46 @@
+"""Runs gangs one after another in this process, with one thread, as every host does."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+
+import torch
+
+from raygrad.driver import Done, Operation
+from raygrad.gang import Gang, GangRunner, HostSpec, Phase, numerics, numerics_differ
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread inside, the caller's setting afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class InProcess:
+    """The executor behind `--on local`."""
+
+    def __init__(self, spec: HostSpec, recorded: Mapping[str, str] | None = None, strict: bool = True) -> None:
+        self._phases: list[Phase] = []
+        self.odd_hosts: dict[str, str] = {}
+        with one_thread():
+            self._runner = GangRunner(spec)
+            self.numerics = numerics(spec, self._runner.canary())
+        if recorded is not None and (odd := numerics_differ(recorded, self.numerics, "this process", strict)):
+            self.odd_hosts["local"] = odd
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        self._phases = [*self._phases[: phase.number], phase]
+        for gang in gangs:
+            started = perf_counter()
+            with one_thread():
+                reply = self._runner.run(phase, gang, self._phases.__getitem__)
+            wall = perf_counter() - started
+            yield Done(gang.index, reply, Operation(gang.index, "local", 1, len(gang.clients), started, wall, 0, 0))
+
+    def close(self) -> None:
+        """Nothing to give back."""

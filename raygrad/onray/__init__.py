@@ -1,0 +1,1 @@
+"""Everything that imports Ray: the host actors, the executor that feeds them, and starting or joining a Ray."""

@@ -1,0 +1,195 @@
+"""From an experiment to what hosts need: data prepared, model checked, gangs cut by rule. All bad input is found here, before Ray starts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raygrad.contract import Population
+from raygrad.data.shards import Shards, prepare
+from raygrad.errors import BadInput
+from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.flat import FlatModel, initial_module, vmap_obstacle
+from raygrad.gang import BUFFERS, HostSpec
+from raygrad.objectives import load_loss
+from raygrad.states import refuse_if_too_large
+
+VMAP_STEP_FLOPS = 30e6
+"""Up to this many floating-point operations per local step a CPU is bound by overhead, which vmap shares among clients."""
+VMAP_GANG_BYTES = 256 * 2**20
+"""What the mini-batches of one vmapped gang may take."""
+VMAP_CPU_CLIENTS, VMAP_GPU_CLIENTS, LOOP_CLIENTS = 16, 64, 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment with nothing left to decide. `notes` are lines the user should see."""
+
+    experiment: Experiment
+    shards: Shards
+    population: Population
+    spec: HostSpec
+    x: torch.Tensor  # [d], the initial model
+    buffers: torch.Tensor | None  # [b]
+    client_state: dict[str, torch.Tensor]
+    state_bytes: int  # of all clients together
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(experiment: Experiment, where: Where, shard_root: Path) -> Plan:
+    """Prepare everything that can be prepared without hosts. Raises BadInput."""
+    experiment = experiment.pinned()
+    shards = prepare_data(experiment, where, shard_root)
+    return plan_on(experiment, where, shards)
+
+
+def prepare_data(experiment: Experiment, where: Where, shard_root: Path) -> Shards:
+    """The experiment's shards under `shard_root`, made if they are not there."""
+    expected = experiment.partition.clients
+    if expected and experiment.sampler.cohort > expected:
+        raise _cohort_too_large(experiment.sampler.cohort, expected)
+    return prepare(
+        experiment.data,
+        experiment.partition,
+        shard_root=shard_root,
+        data_root=Path(where.data_root) if where.data_root else None,
+        seed=experiment.seed,
+        validation=experiment.evaluation.fraction,
+    )
+
+
+def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
+    """The plan on prepared shards."""
+    if experiment.sampler.cohort > shards.clients:
+        raise _cohort_too_large(experiment.sampler.cohort, shards.clients)
+    if experiment.evaluation.mode == "paper" and not shards.test_examples:
+        raise BadInput("evaluation.mode is paper, but the data has no test set; use evaluation.mode=validation")
+    examples = np.asarray(shards.examples, np.int64)
+    weights = np.ones(len(examples)) if experiment.weights == "equal" else examples.astype(np.float64)
+    population = Population(examples, weights)
+    spec = HostSpec(
+        experiment.model, experiment.loss, experiment.metrics, str(shards.path), shards.transform, tuple(shards.shape),
+        shards.classes, experiment.local, experiment.seed, experiment.dtype, "loop", where.device_type,
+    )  # fmt: skip
+    module = initial_module(spec.model, spec.shape, spec.classes, spec.seed)
+    check_model(spec, module)
+    obstacle = vmap_obstacle(module)
+    model = FlatModel(module, getattr(torch, experiment.dtype))
+    if experiment.init is not None:
+        _load_weights(model, Path(experiment.init))
+    buffers = model.buffers() if model.buffer_size else None
+    if buffers is not None and experiment.buffers == "refuse":
+        raise BadInput("the model has buffers (running statistics or frozen parameters) and buffers is refuse; use average or local")
+    gangs, notes = choose_gangs(experiment, spec, model, examples, obstacle)
+    experiment = replace(experiment, gangs=gangs)
+    x = model.vector()
+    experiment.algorithm.init(x, population)
+    client_state = dict(experiment.algorithm.client_state(x))
+    if buffers is not None and experiment.buffers == "local":
+        client_state[BUFFERS] = buffers
+    row = sum(t.nbytes for t in client_state.values())
+    refuse_if_too_large(len(examples), row, where.state_limit_bytes)
+    assert gangs.mode != "auto"
+    spec = replace(spec, mode=gangs.mode)
+    return Plan(experiment, shards, population, spec, x, buffers, client_state, row * len(examples), notes)
+
+
+def _cohort_too_large(cohort: int, clients: int) -> BadInput:
+    return BadInput(f"sampler.cohort is {cohort}, but there are only {clients} clients; ask for at most {clients} per round")
+
+
+def check_model(spec: HostSpec, module: torch.nn.Module) -> None:
+    """Refuse a model that cannot take the data, or whose output does not fit the labels."""
+    dtype = getattr(torch, spec.dtype)
+    module = module.to(dtype)
+    x = spec.transform(np.zeros((2, *spec.shape), np.uint8), dtype, None)
+    y = torch.zeros(2, dtype=torch.int64 if spec.classes is not None else dtype)
+    name = type(spec.model).__name__
+    module.eval()
+    try:
+        with torch.no_grad():
+            out = module(x)
+    except Exception as e:
+        raise BadInput(f"model {name} cannot take examples of shape {tuple(spec.shape)}: {str(e).splitlines()[0]}") from e
+    finally:
+        module.train()
+    if spec.loss == "cross_entropy":
+        if spec.classes is None:
+            raise BadInput("loss cross_entropy needs class labels; this data has numbers as targets: use loss=squared_error")
+        if out.ndim != 2 or out.shape[1] < spec.classes:
+            raise BadInput(
+                f"model {name} gives outputs of shape {tuple(out.shape[1:])} per example; {spec.classes} classes need "
+                f"({spec.classes},)"
+            )
+    try:
+        values = load_loss(spec.loss)(out, y)
+    except Exception as e:
+        raise BadInput(f"loss {spec.loss} cannot take outputs of shape {tuple(out.shape[1:])}: {str(e).splitlines()[0]}") from e
+    if values.shape != (2,):
+        raise BadInput(f"loss {spec.loss} gave shape {tuple(values.shape)} for 2 examples; it must give one value per example")
+
+
+def _load_weights(model: FlatModel, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as e:
+        raise BadInput(f"init: {path} is not a safetensors file ({e})") from e
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise BadInput(f"init: {path} has no tensor {name}; it holds {', '.join(sorted(found)[:6])}")
+        if found[name].shape != tensor.shape:
+            raise BadInput(f"init: {name} in {path} has shape {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}")
+        tensor.copy_(found[name])
+
+
+def step_flops(module: torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    """Floating-point operations of one example's forward and backward pass, counted as three forward passes."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.zeros((1, *shape), dtype=dtype))
+    module.train()
+    return 3.0 * counter.get_total_flops()
+
+
+def choose_gangs(
+    experiment: Experiment, spec: HostSpec, model: FlatModel, examples: np.ndarray, obstacle: str | None
+) -> tuple[Gangs, tuple[str, ...]]:
+    """The gangs' mode and size: a fixed rule of model, K, B, cohort and device type, never a measurement."""
+    local, asked = experiment.local, experiment.gangs
+    mode, notes = asked.mode, ()
+    uneven = local.epochs is not None and len(set(examples.tolist())) > 1
+    if obstacle is None and uneven:
+        obstacle = "local.epochs gives clients of different sizes different numbers of steps"
+    size = max(1, int(np.prod(spec.shape))) * model.dtype.itemsize
+    batch = int(examples.max()) if local.batch_size == "full" else local.batch_size
+    per_client = size * (batch if local.batch_size == "full" else batch * local.steps_for(int(examples.max())))
+    if mode == "auto":
+        fits = per_client * min(VMAP_CPU_CLIENTS, experiment.sampler.cohort) <= VMAP_GANG_BYTES
+        small = spec.device == "cuda" or step_flops(model.module, spec.shape, model.dtype) * batch <= VMAP_STEP_FLOPS
+        mode = "vmap" if obstacle is None and small and fits and experiment.sampler.cohort > 1 else "loop"
+    elif mode == "vmap" and obstacle is not None:
+        mode, notes = "loop", (f"clients run one after another: {obstacle}",)
+    if asked.size != "auto":
+        return Gangs(asked.size, mode), notes
+    if mode == "loop":
+        return Gangs(LOOP_CLIENTS, mode), notes
+    most = VMAP_GPU_CLIENTS if spec.device == "cuda" else VMAP_CPU_CLIENTS
+    return Gangs(max(1, min(most, VMAP_GANG_BYTES // per_client)), mode), notes
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """data.json: what the tables need to know of the data."""
+    s = plan.shards
+    return {
+        "schema_version": 1, "id": s.id, "clients": s.clients, "classes": s.classes, "class_names": list(s.class_names),
+        "shape": list(s.shape), "test_examples": s.test_examples, "parameters": plan.x.numel(),
+        "client_state_bytes": plan.state_bytes,
+    }  # fmt: skip

@@ -1,0 +1,413 @@
+"""The composition root: experiment + where -> an iterator of rounds, with tables and checkpoints around the loop.
+
+    for round in raygrad.rounds(experiment):
+        print(round.index, round.validation)
+
+There are no callbacks: whoever wants to act between rounds writes a `for`.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from raygrad import checkpoint, storage, tables
+from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
+from raygrad.contract import Cohort, Population
+from raygrad.driver import Driver, Executor, Played, ServerState
+from raygrad.errors import BadInput, Diverged, Stopped
+from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.interrupts import Interrupts
+from raygrad.plan import Plan, describe, make_plan
+from raygrad.runs import LoadedRun, load, locked, new_folder
+from raygrad.states import StateStore
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did. `communications`, bytes and `elapsed_s` are totals of the run so far."""
+
+    index: int  # from 1
+    of: int
+    clients: np.ndarray  # [m] int64
+    train_loss: float | None
+    validation: dict[str, float] | None  # None in rounds that are not evaluated
+    test: dict[str, float] | None  # only under evaluation.mode=paper
+    alignment: Alignment | None  # None in rounds that are not probed
+    communications: int
+    bytes_down: int
+    bytes_up: int
+    wall_s: float
+    elapsed_s: float
+    folder: Path
+    x: Tensor  # [d], the model
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """What a run adds up; saved in every checkpoint."""
+
+    communications: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    elapsed_s: float = 0.0
+    process: int = 0
+
+
+class _Progress(Protocol):
+    def __call__(self, line: str) -> None: ...
+
+
+def rounds(
+    experiment: Experiment,
+    where: Where | None = None,
+    *,
+    run_root: str | Path = "runs",
+    name: str = "run",
+    say: _Progress = lambda line: None,
+) -> Iterator[Round]:
+    """Run `experiment` in a new folder under `run_root/name`, round by round. `say` gets lines the user should see.
+
+    Leaving the loop early saves a checkpoint. Raises the errors of `raygrad.errors`; bad input before anything starts.
+    """
+    run = create(experiment, where or Where(), run_root=run_root, name=name, say=say)
+    yield from play(run, say=say)
+
+
+def resume(
+    run: str | Path,
+    *,
+    rounds: int | None = None,
+    where: Where | None = None,
+    run_root: str | Path = "runs",
+    say: _Progress = lambda line: None,
+) -> Iterator[Round]:
+    """Continue a run from its newest checkpoint, to `rounds` in total if given, bitwise as if it had never stopped."""
+    loaded = load(run, run_root)
+    if rounds is not None:
+        loaded = extend(loaded, rounds)
+    yield from play(replace(loaded, where=where or loaded.where), say=say)
+
+
+def shard_root(where: Where, folder: Path) -> Path:
+    """Where the prepared shards are: `where.shard_root`, or `.shards` in the run root."""
+    return Path(where.shard_root) if where.shard_root else folder.parent.parent / ".shards"
+
+
+def create(
+    experiment: Experiment, where: Where, *, run_root: str | Path, name: str, say: _Progress = lambda line: None
+) -> LoadedRun:
+    """Check everything, prepare the data and make the run folder. Raises BadInput before anything starts."""
+    root = Path(run_root).resolve()
+    plan = make_plan(experiment, where, shard_root(where, root / name / "x"))
+    for note in plan.notes:
+        say(note)
+    if plan.state_bytes:
+        say(f"clients keep {plan.state_bytes / 1e6:,.1f} MB of state between rounds, if every client is asked once")
+    folder = new_folder(root, name, plan.experiment.hash)
+    with storage.run_storage(folder):
+        storage.write_json(folder / "data.json", describe(plan))
+        storage.write_json(folder / "where.json", where.to_json())
+        writer = tables.TableWriter(tables.folder(folder, "partition"), tables.TABLES["partition"], 0)
+        writer.append(_partition_rows(plan))
+        writer.close(1)
+        _write_experiment(folder, name, plan.experiment)
+    return LoadedRun(folder, name, plan.experiment, where)
+
+
+def extend(run: LoadedRun, rounds: int) -> LoadedRun:
+    """The run with another total number of rounds. Raises BadInput if it is below what is done."""
+    done = checkpoint.latest(run.folder)
+    if done is not None and rounds < done.round:
+        raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done.round}; ask for more")
+    experiment = replace(run.experiment, rounds=rounds)
+    return replace(run, experiment=experiment)
+
+
+def _write_experiment(folder: Path, name: str, experiment: Experiment) -> None:
+    record = {
+        "schema_version": SCHEMA_VERSION, "name": name, "id": folder.name, "hash": experiment.hash,
+        "experiment": experiment.to_json(),
+    }  # fmt: skip
+    storage.write_json(folder / "experiment.json", record)
+
+
+def _partition_rows(plan: Plan) -> dict[str, Any]:
+    s = plan.shards
+    counts = s.label_counts
+    lists = None if counts is None else pa.array(list(counts), pa.list_(pa.int64()))
+    return {
+        "round": np.zeros(s.clients, np.int32),
+        "client": np.arange(s.clients),
+        "examples": np.asarray(s.examples, np.int64),
+        "validation_examples": np.asarray(s.validation_examples, np.int64),
+        "label_counts": pa.nulls(s.clients, pa.list_(pa.int64())) if lists is None else lists,
+    }
+
+
+# --- state as tensors -----------------------------------------------------------------------------------------------
+
+
+def pack(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """A state dataclass as tensors by dotted name."""
+    packed: dict[str, Tensor] = {}
+    for f in fields(state):
+        value = getattr(state, f.name)
+        packed |= pack(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
+    return packed
+
+
+def unpack(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """The inverse of `pack`, shaped like `template`."""
+    values = {}
+    for f in fields(template):
+        value = getattr(template, f.name)
+        if is_dataclass(value):
+            values[f.name] = unpack(value, tensors, f"{prefix}{f.name}.")
+        else:
+            values[f.name] = tensors[prefix + f.name]
+    return replace(template, **values)
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+def play(run: LoadedRun, say: _Progress = lambda line: None) -> Iterator[Round]:
+    """The rounds that `run` still lacks, each saved before it is given out; the test evaluation follows the last."""
+    record = storage.read_json(run.folder / "experiment.json")
+    if record["hash"] != run.experiment.hash:
+        raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
+    with locked(run.folder), ExitStack() as stack:
+        plan = make_plan(run.experiment, run.where, shard_root(run.where, run.folder))
+        if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
+            raise BadInput(f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead")
+        found = checkpoint.latest(run.folder)
+        if found is not None and found.extra["hash"] != run.experiment.hash:
+            raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
+        if plan.experiment.rounds != record["experiment"]["rounds"]:
+            _write_experiment(run.folder, run.name, plan.experiment)
+        yield from _Player(run, plan, found, stack, say).rounds()
+
+
+class _Player:
+    """One process's part of a run."""
+
+    def __init__(
+        self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress
+    ) -> None:
+        self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
+        self._folder, self._began = run.folder, perf_counter()
+        self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
+        stack.callback(self._store.close)
+        initial = ServerState(self._experiment.algorithm.init(plan.x, plan.population), plan.buffers)
+        if found is None:
+            self._state, self._done, self._totals = initial, 0, _Totals()
+        else:
+            self._state = _restored(initial, found.tensors())
+            found.restore(self._store)
+            totals = {f.name: found.extra[f.name] for f in fields(_Totals)}
+            self._done, self._totals = found.round, _Totals(**totals)
+            self._totals = replace(self._totals, process=self._totals.process + 1)
+        self._saved = self._done if found is not None else -1
+        self._elapsed_before = self._totals.elapsed_s
+        self._writers: dict[str, tables.TableWriter] = {}
+        self._stack = stack
+        self._interrupts = Interrupts()
+
+    def rounds(self) -> Iterator[Round]:
+        if self._done >= self._experiment.rounds and self._final_is_current():
+            return
+        executor = self._stack.enter_context(open_executor(self._plan, self._run.where, self._folder, self._say))
+        self._stack.enter_context(self._interrupts.installed())
+        e, p = self._experiment, self._plan
+        driver = Driver(
+            e.algorithm, e.sampler, p.population, executor, self._store, e.seed, _size(p), p.x.dtype, e.schedule.factor
+        )
+        for name in ("rounds", "clients", "probes", "operations", "seconds"):
+            tables.discard_from(tables.folder(self._folder, name), self._done + 1)
+            self._writers[name] = tables.TableWriter(
+                tables.folder(self._folder, name), tables.TABLES[name], self._done + 1
+            )
+        try:
+            while self._done < e.rounds:
+                played = driver.play(self._state, self._done + 1)
+                measured = self._measure(driver, played)
+                with self._interrupts.shielded():
+                    round = self._adopt(played, *measured)
+                yield round
+            with self._interrupts.shielded():
+                self._save()
+            self._finish(driver)
+        except (KeyboardInterrupt, GeneratorExit, Stopped, Diverged, BadInput):
+            with suppress(Stopped):
+                self._save()
+            raise
+
+    def _measure(
+        self, driver: Driver, played: Played
+    ) -> tuple[dict[str, float] | None, dict[str, float] | None, Alignment | None]:
+        """Evaluation and probe of the new model, in the rounds that have them."""
+        e, p = self._experiment, self._plan
+        validation = test = alignment = None
+        if played.index % e.evaluation.every == 0:
+            if e.evaluation.mode == "paper":
+                test = evaluate(driver, p, played.state, "test", played.index)
+            else:
+                validation = evaluate(driver, p, played.state, "validation", played.index)
+        if e.probe.every and played.index % e.probe.every == 0:
+            cohort = fixed_cohort(p.population, e.probe.clients, e.seed)
+            alignment = driver.converse(
+                AlignmentProbe().measure(played.state.algorithm.x, cohort),
+                ("probe", played.index), cohort, played.state.buffers,
+            ).result  # fmt: skip
+        return validation, test, alignment
+
+    def _adopt(
+        self,
+        played: Played,
+        validation: dict[str, float] | None,
+        test: dict[str, float] | None,
+        alignment: Alignment | None,
+    ) -> Round:
+        """Make the round part of the run: client states, server state and table rows together."""
+        talk, index, cohort = played.talk, played.index, played.talk.cohort
+        for clients, rows in talk.states:
+            self._store.put(clients, rows)
+        self._state, self._done = played.state, index
+        self._totals = replace(
+            self._totals,
+            communications=self._totals.communications + talk.communications,
+            bytes_down=self._totals.bytes_down + talk.bytes_down,
+            bytes_up=self._totals.bytes_up + talk.bytes_up,
+            elapsed_s=self._elapsed_before + perf_counter() - self._began,
+        )
+        w, t = self._writers, self._totals
+        w["rounds"].append([{
+            "round": index, "clients_asked": len(cohort), "clients_answered": len(cohort), "lr_factor": played.lr_factor,
+            "train_loss": float("nan") if played.train_loss is None else played.train_loss,
+            "communications": talk.communications, "bytes_down": talk.bytes_down, "bytes_up": talk.bytes_up, "virtual_s": 0.0,
+            "validation_accuracy": _get(validation, "accuracy"), "validation_loss": _get(validation, "loss"),
+            "test_accuracy": _get(test, "accuracy"), "test_loss": _get(test, "loss"),
+        }])  # fmt: skip
+        losses = [None] * len(cohort) if talk.losses is None else talk.losses
+        w["clients"].append({
+            "round": np.full(len(cohort), index, np.int32), "client": cohort.clients, "weight": cohort.weights,
+            "train_loss": pa.array(losses, pa.float64()),
+        })  # fmt: skip
+        if alignment is not None:
+            row = {f.name: getattr(alignment, f.name) for f in fields(alignment)}
+            w["probes"].append([{"round": index, **row}])
+        w["operations"].append([
+            {"round": index, **{f.name: getattr(o, f.name) for f in fields(o)}, "start_s": o.start_s - self._began}
+            for o in talk.operations
+        ])  # fmt: skip
+        w["seconds"].append(
+            [{"round": index, "wall_s": played.wall_s, "elapsed_s": t.elapsed_s, "process": t.process}]
+        )
+        if index % self._experiment.checkpoints.every == 0:
+            self._save()
+        else:
+            for writer in w.values():
+                writer.flush()
+        return Round(
+            index, self._experiment.rounds, cohort.clients, played.train_loss, validation, test, alignment, t.communications,
+            t.bytes_down, t.bytes_up, played.wall_s, t.elapsed_s, self._folder, played.state.algorithm.x,
+        )  # fmt: skip
+
+    def _save(self) -> None:
+        """Close the tables' parts, then write a checkpoint of the last adopted round."""
+        if self._saved == self._done:
+            return
+        for writer in self._writers.values():
+            writer.close(self._done + 1)
+        tensors = pack(self._state.algorithm)
+        if self._state.buffers is not None:
+            tensors["buffers"] = self._state.buffers
+        extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._experiment.hash}
+        checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
+        self._saved = self._done
+
+    def _final_is_current(self) -> bool:
+        path = self._folder / "final.json"
+        return path.is_file() and storage.read_json(path).get("round") == self._done
+
+    def _finish(self, driver: Driver) -> None:
+        """The one evaluation on the test set, to final.json."""
+        p, mode = self._plan, self._experiment.evaluation.mode
+        final: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "round": self._done}
+        if p.shards.test_examples:
+            found = evaluate(driver, p, self._state, "test", self._done)
+            final |= {
+                "examples": int(found["examples"]), "loss": found["loss"],
+                "metrics": {n: v for n, v in found.items() if n not in ("examples", "loss")},
+            }  # fmt: skip
+        if mode == "paper":
+            curve = tables.read(self._folder, "rounds", ["round", "test_accuracy"]).drop_null()
+            if curve.num_rows:
+                best = int(np.argmax(curve["test_accuracy"].to_numpy()))
+                final["best"] = {n: curve[n][best].as_py() for n in curve.column_names}
+                final["best"]["accuracy"] = final["best"].pop("test_accuracy")
+        elif p.shards.validation_examples.sum():
+            found = evaluate(driver, p, self._state, "validation", self._done)
+            final["validation"] = found
+        with storage.run_storage(self._folder):
+            storage.write_json(self._folder / "final.json", final)
+
+
+def _get(values: dict[str, float] | None, name: str) -> float | None:
+    value = None if values is None else values.get(name)
+    return None if value is None or np.isnan(value) else value
+
+
+def _size(plan: Plan) -> int:
+    size = plan.experiment.gangs.size
+    assert size != "auto"
+    return size
+
+
+def _restored(initial: ServerState, tensors: dict[str, Tensor]) -> ServerState:
+    buffers = tensors.pop("buffers", None)
+    return ServerState(unpack(initial.algorithm, tensors), buffers)
+
+
+def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: int) -> dict[str, float]:
+    """Mean loss and metrics of a model on the validation parts of the fixed clients, or on the test set."""
+    if part == "test":
+        batches = np.arange(plan.shards.test_batches)
+        cohort = Cohort(batches, np.ones(len(batches)), Population(batches, np.ones(len(batches))))
+    else:
+        cohort = fixed_cohort(plan.population, plan.experiment.evaluation.clients, plan.experiment.seed)
+    talk = driver.converse(Evaluator(part).measure(state.algorithm.x, cohort), (part, round), cohort, state.buffers)
+    return talk.result
+
+
+@contextmanager
+def open_executor(plan: Plan, where: Where, folder: Path, say: _Progress) -> Iterator[Executor]:
+    """The executor that `where` names, after its numerics were held against what the run recorded."""
+    path = folder / "numerics.json"
+    recorded = storage.read_json(path)["numerics"] if path.is_file() else None
+    strict = where.numerics == "strict"
+    with ExitStack() as stack:
+        if where.on == "local":
+            from raygrad.executors.inprocess import InProcess
+
+            executor = InProcess(plan.spec, recorded, strict)
+        else:
+            from raygrad.onray.cluster import connected
+            from raygrad.onray.executor import RayExecutor
+
+            stack.enter_context(connected(where))
+            executor = RayExecutor(plan.spec, where.hosts, where.gpus_per_host, recorded, strict)
+        stack.callback(executor.close)
+        if recorded is None:
+            with storage.run_storage(path):
+                storage.write_json(path, {"schema_version": SCHEMA_VERSION, "numerics": executor.numerics})
+        yield executor
+        for host, what in executor.odd_hosts.items():
+            say(f"host {host} computes other bits than the run began with: {what}")

@@ -1,0 +1,142 @@
+"""Run folders: made, found by name, listed, loaded. What is in one: docs/run-folder.md."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raygrad import storage, tables
+from raygrad.checkpoint import Checkpoint, latest
+from raygrad.errors import BadInput
+from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.naming import unknown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from torch import nn
+
+
+def new_folder(run_root: Path, name: str, hash: str) -> Path:
+    """An empty folder `run_root/name/id`; ids sort by time."""
+    if not name or name.startswith(".") or "/" in name:
+        raise BadInput(f"name {name!r} cannot name a folder")
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{hash[:6]}"
+    try:
+        (run_root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(1, 1000):
+            folder = run_root / name / (stem if i == 1 else f"{stem}-{i}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as e:
+        raise BadInput(f"cannot make a run folder under {run_root}: {e.strerror}") from e
+    raise BadInput(f"{run_root / name} already has 1,000 runs of this second")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / "experiment.json").is_file()
+
+
+def all_runs(run_root: Path) -> list[Path]:
+    """Every run under `run_root`, by name and then by age."""
+    return sorted(p.parent for p in run_root.glob("*/*/experiment.json") if not p.parent.name.startswith("."))
+
+
+def find_run(reference: str, run_root: Path) -> Path:
+    """The folder that RUN means: a path, `name/id`, or `name` (its newest run). Raises BadInput."""
+    for folder in (Path(reference), run_root / reference):
+        if is_run(folder):
+            return folder
+    named = [r for r in all_runs(run_root) if r.parent.name == reference]
+    if named:
+        return named[-1]
+    if Path(reference).is_dir():
+        raise BadInput(f"{reference} is no run folder: it has no experiment.json")
+    runs = all_runs(run_root)
+    known = {r.parent.name for r in runs} | {f"{r.parent.name}/{r.name}" for r in runs}
+    error = unknown("run", reference, known if "/" in reference else {r.parent.name for r in runs})
+    raise BadInput(f"{error}; looked in {run_root}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder, so that no two processes write it. Raises BadInput if another one does."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise BadInput(f"{folder} is being written by another process; wait for it, or stop it") from e
+        yield
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run as it stands on disk."""
+
+    folder: Path
+    name: str
+    experiment: Experiment
+    where: Where
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The newest checkpoint. Raises BadInput if there is none yet."""
+        found = latest(self.folder)
+        if found is None:
+            raise BadInput(f"{self.folder} has no checkpoint yet; `raygrad resume` starts it again from the beginning")
+        return found
+
+    def module(self) -> "nn.Module":
+        """The trained model in evaluation mode, on the CPU, with its buffers."""
+        import torch
+
+        from raygrad.flat import FlatModel, initial_module
+
+        data = storage.read_json(self.folder / "data.json")
+        tensors = self.checkpoint.tensors()
+        e = self.experiment
+        module = initial_module(e.model, tuple(data["shape"]), data["classes"], e.seed)
+        model = FlatModel(module, getattr(torch, self.experiment.dtype))
+        model.load(tensors["x"])
+        if "buffers" in tensors:
+            model.load_buffers(tensors["buffers"])
+        return module.eval()
+
+    def table(self, name: str) -> "pa.Table":
+        """One of the run's tables; `raygrad.tables.TABLES` lists them with their columns."""
+        if name not in tables.TABLES:
+            raise unknown("table", name, tables.TABLES)
+        return tables.read(self.folder, name)
+
+    def digest(self) -> str:
+        """The sha256 of the newest checkpoint's parameters and of the bit-stable tables up to it."""
+        import pyarrow.compute as pc
+
+        checkpoint = self.checkpoint
+        rows = {n: self.table(n) for n in tables.BIT_STABLE}
+        rows = {n: t.filter(pc.less_equal(t["round"], checkpoint.round)) for n, t in rows.items()}
+        return tables.digest(rows, checkpoint.tensors())
+
+
+def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
+    """The run that `run` means: a path, `name/id`, or `name`. Raises BadInput."""
+    folder = find_run(str(run), Path(run_root))
+    record = storage.read_json(folder / "experiment.json")
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(f"{folder / 'experiment.json'} has schema_version {record.get('schema_version')}, this raygrad reads {SCHEMA_VERSION}")
+    return LoadedRun(
+        folder,
+        record["name"],
+        Experiment.from_json(record["experiment"]),
+        Where.from_json(storage.read_json(folder / "where.json")),
+    )
