@@ -1,10 +1,12 @@
-"""What is measured at a model: how well clients' gradients agree, and how good the model is. Conversations that only measure.
+"""What is measured at a model: how well clients' gradients agree, and how good the model is. Conversations that only
+measure.
 
     r(x) = 1/(2n) sum_i |g_i - g|^2                     half the trace of the covariance of the clients' gradients
     n Delta(x) = (1/n) sum_i |g_i|^2 / |g|^2            gradient diversity times n; 1 + 2 r / |g|^2
     cosine(x) = (1/n) sum_i <g_i, g> / (|g_i| |g|)
 
-r: Dandi, Barba, Jaggi (arXiv 2106.13897, section 3). Gradient diversity: Yin et al. (arXiv 1706.05699). All clients weigh the same.
+r: Dandi, Barba, Jaggi (arXiv 2106.13897, section 3). Gradient diversity: Yin et al. (arXiv 1706.05699). All clients
+weigh the same.
 """
 
 from collections.abc import Generator

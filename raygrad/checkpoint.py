@@ -1,4 +1,4 @@
-"""Checkpoints: `checkpoints/000100/{state.safetensors, states.arrow, meta.json}` is the run before round 100.
+"""Checkpoints: `checkpoints/000100/{state.safetensors, states.arrow, meta.json}` is the run after 100 rounds.
 
 `state.safetensors` holds the server's tensors. `states.arrow` holds the states of those clients that changed since the
 checkpoint before; the chain in `meta.json` lists the earlier files that are still needed. When the chain holds more
@@ -43,9 +43,9 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint in `root` / its round's folder. `extra` is what the caller of `save` gave."""
+    """The run after `round` rounds, as it lies in `root`, the run's `checkpoints`. `extra` was given to `save`."""
 
-    root: Path  # the folder `checkpoints`
+    root: Path
     round: int
     extra: dict[str, Any]
     state: SavedFile
@@ -119,7 +119,7 @@ def latest(run: Path) -> Checkpoint | None:
 def save(
     run: Path, round: int, tensors: Mapping[str, Tensor], store: StateStore, extra: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Save the run before round `round`: the server's tensors, the client states, `extra` (JSON). Returns the folder.
+    """Save the run after `round` rounds: the server's tensors, the client states, `extra` (JSON). Returns the folder.
 
     Afterwards the newest `keep` checkpoints up to this round are left, and the files that they need. A checkpoint of
     the same round is replaced when it differs. Raises Stopped when the storage is lost; those before are intact.
@@ -129,7 +129,7 @@ def save(
     root = run / "checkpoints"
     folder = _folder(root, round)
     plain: dict[str, Any] = json.loads(json.dumps(extra, allow_nan=False))
-    payload = _serialized(tensors)
+    payload, changed = _serialized(tensors), store.dirty
     with storage.run_storage(folder):
         storage.make_folder(root)
         storage.make_folder(folder)
@@ -141,17 +141,19 @@ def save(
             with storage.atomic(root / state) as sink:
                 sink.write(payload)
             saved = SavedFile(state, sink.bytes, sink.sha256)
-            chain = _save_states(root, folder, store, taken)
+            chain = _save_states(root, folder, store, changed, taken)
             storage.write_json(folder / _META, _meta(Checkpoint(root, round, plain, saved, chain)))
             store.mark_clean(chain)
         _prune(root, round, keep)
     return folder
 
 
-def _save_states(root: Path, folder: Path, store: StateStore, taken: set[str]) -> tuple[SavedFile, ...]:
+def _save_states(
+    root: Path, folder: Path, store: StateStore, clients: np.ndarray, taken: set[str]
+) -> tuple[SavedFile, ...]:
     """Write the rows that no file holds yet. Returns the files that hold all rows, oldest first."""
     chain = store.saved if all(_has_size(root, file) for file in store.saved) else ()
-    seen, clients = store.seen, store.dirty
+    seen = store.seen
     rows = sum(file.rows for file in chain) + len(clients)
     too_many = 2 * len(seen) + _SLACK_BYTES // max(1, store.row_bytes)
     if not chain or len(clients) == len(seen) or rows > too_many or len(chain) >= _LONGEST_CHAIN:

@@ -126,7 +126,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return load(hint, value, path)  # pyright: ignore[reportArgumentType]
     if hint is bool:
         named = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-        return value if isinstance(value, bool) else named[str(value).lower()] if str(value).lower() in named else _fail()
+        return (
+            value if isinstance(value, bool) else named[str(value).lower()] if str(value).lower() in named else _fail()
+        )
     if isinstance(value, bool):
         raise ValueError(value)
     if hint is int:
@@ -184,7 +186,7 @@ def assign(value: T, path: str, text: str, root: str = "") -> T:
         raise BadInput(f"{here} has fields; set one of them: {', '.join(f'{here}.{f.name}' for f in fields(current))}")
     else:
         new = convert(_hints(type(value))[name], text, here)
-    return replace(value, **{name: new})  # pyright: ignore[reportType]
+    return replace(value, **{name: new})  # pyright: ignore[reportArgumentType]
 
 
 def canonical(data: Any) -> bytes:

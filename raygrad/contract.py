@@ -1,8 +1,8 @@
 """The vocabulary that algorithms, driver and executors share.
 
-A round is a conversation. An algorithm's `round` is a generator: it yields an `Ask`, receives `Replies`, and returns the
-next state. One communication phase is one `yield`. The algorithm never knows where its client methods run; the driver
-never knows what they compute.
+A round is a conversation. An algorithm's `round` is a generator: it yields an `Ask`, receives `Replies`, and returns
+the next state. One communication phase is one `yield`. The algorithm never knows where its client methods run; the
+driver never knows what they compute.
 
 Shapes are written in comments: d is the number of parameters, m the clients in a cohort, N all clients, K the local
 steps, B the batch size.
@@ -17,7 +17,9 @@ import numpy as np
 from torch import Tensor
 
 ClientState = Mapping[str, Tensor]
-"""What one client keeps between rounds (SCAFFOLD's c_i). The driver owns it; it advances if and only if the round commits."""
+"""What one client keeps between rounds (SCAFFOLD's c_i). The driver owns it; it advances if and only if the round
+commits.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Answer:
     """What a client method returns.
 
     `update` goes up: each vector [d] is summed over the cohort with the cohort's weights; 0-d entries are metrics and
-    are kept client by client. `state` replaces the client's state when the round commits. `scratch` is what a later phase
-    of the same round takes by name (FedGA's g_i): it stays on the host, is never sent or saved, and is computed again
-    when its host died.
+    are kept client by client. `state` replaces the client's state when the round commits. `scratch` is what a later
+    phase of the same round takes by name (FedGA's g_i): it stays on the host, is never sent or saved, and is computed
+    again when its host died.
     """
 
     update: Mapping[str, Tensor]
@@ -56,7 +58,9 @@ class Task(Protocol):
 
     @property
     def batches(self) -> Iterable[Batch]:
-        """The K mini-batches of exactly B examples drawn for (seed, round, client); the same in every phase of a round."""
+        """The K mini-batches of exactly B examples drawn for (seed, round, client); the same in every phase of a
+        round.
+        """
         ...
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
@@ -77,7 +81,8 @@ class Task(Protocol):
 
 
 ClientMethod = Callable[..., Answer]
-"""`method(task, ...)`: the other parameters are filled by name from the phase's `down` vectors, the `each` rows, the client's
+"""`method(task, ...)`: the other parameters are filled by name from the phase's `down` vectors, the `each` rows, the
+client's
 state and the scratch of earlier phases."""
 
 

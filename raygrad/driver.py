@@ -1,6 +1,7 @@
 """The driver carries the conversation of each round between an algorithm and an executor. It knows no mathematics.
 
-A round is the unit of atomicity: the server's state and the clients' states are adopted together when its generator returns.
+A round is the unit of atomicity: the server's state and the clients' states are adopted together when its generator
+returns.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -113,7 +114,9 @@ class Driver:
     schedule: Callable[[int], float] = lambda round: 1.0
 
     def play(self, state: ServerState, index: int) -> Played:
-        """Round `index`, from the state before it. Changes nothing: the caller adopts the new state and `talk.states` together."""
+        """Round `index`, from the state before it. Changes nothing: the caller adopts the new state and `talk.states`
+        together.
+        """
         started = perf_counter()
         factor = self.schedule(index)
         cohort = self.sampler.draw(index, self.seed, self.population, None)

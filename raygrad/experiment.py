@@ -32,9 +32,10 @@ def _at_least(owner: str, value: float, lowest: float) -> None:
 class Evaluation:
     """How the model is judged while it trains.
 
-    "validation" cuts the fraction `validation` from every shard and measures on it, on at most `clients` fixed clients, every
-    `every` rounds; the test set is touched once at the end. "paper" cuts nothing and measures on the test set every `every` rounds,
-    as many papers do: the best value over the run is then chosen on the test set, and is labelled so.
+    "validation" cuts the fraction `validation` from every shard and measures on it, on at most `clients` fixed
+    clients, every `every` rounds; the test set is touched once at the end. "paper" cuts nothing and measures on the
+    test set every `every` rounds, as many papers do: the best value over the run is then chosen on the test set, and
+    is labelled so.
     """
 
     mode: Literal["validation", "paper"] = "validation"
@@ -80,10 +81,11 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Gangs:
-    """How clients are bundled: at most `size` at once, one after another ("loop") or as one vmapped computation ("vmap").
+    """How clients are bundled: at most `size` at once, one after another ("loop") or as one vmapped computation
+    ("vmap").
 
-    "auto" becomes a fixed number and mode by a rule of model, K, B, cohort and device type; both change the last bits of a result, so
-    they belong to the experiment.
+    "auto" becomes a fixed number and mode by a rule of model, K, B, cohort and device type; both change the last bits
+    of a result, so they belong to the experiment.
     """
 
     size: int | Literal["auto"] = "auto"
@@ -96,7 +98,9 @@ class Gangs:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run's bits. Two experiments with the same `hash` give the same model on the same numerics."""
+    """Everything that decides a run's bits. Two experiments with the same `hash` give the same model on the same
+    numerics.
+    """
 
     data: Dataset = config.one_of(DATASETS, Digits())
     partition: Partitioner = config.one_of(PARTITIONERS, Labels(clients=10, labels=1))
@@ -152,7 +156,9 @@ class Experiment:
         except OSError as e:
             raise BadInput(f"init: cannot read {self.init} ({e.strerror})") from e
         if self.init_sha256 not in (None, found):
-            raise BadInput(f"init: {self.init} is not the file this experiment started from (its sha256 is {found[:12]}…)")
+            raise BadInput(
+                f"init: {self.init} is not the file this experiment started from (its sha256 is {found[:12]}…)"
+            )
         return replace(self, init=str(Path(self.init).resolve()), init_sha256=found)
 
 
@@ -160,9 +166,10 @@ class Experiment:
 class Where:
     """On what an experiment runs. Nothing here changes a bit of the result.
 
-    `on` is "ray" (host actors) or "local" (this process, without Ray). `address` is a Ray cluster's; without one a local Ray is
-    started. `device` "auto" is a GPU where hosts have one. `numerics` "strict" refuses hosts that would compute other bits, "mark" admits
-    and records them. `state_limit_bytes` bounds what clients' states may take on the driver's disk.
+    `on` is "ray" (host actors) or "local" (this process, without Ray). `address` is a Ray cluster's; without one a
+    local Ray is started. `device` "auto" is a GPU where hosts have one. `numerics` "strict" refuses hosts that would
+    compute other bits, "mark" admits and records them. `state_limit_bytes` bounds what clients' states may take on
+    the driver's disk.
     """
 
     on: Literal["ray", "local"] = "ray"

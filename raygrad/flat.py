@@ -1,7 +1,7 @@
 """A model is a vector: an `nn.Module` seen as one flat tensor `x` [d], and its buffers as another [b].
 
-The vector holds the trainable parameters in the order of `named_parameters`. The buffers vector holds everything else that
-the module needs to compute: BatchNorm's running statistics, constant tables, frozen parameters.
+The vector holds the trainable parameters in the order of `named_parameters`. The buffers vector holds everything else
+that the module needs to compute: BatchNorm's running statistics, constant tables, frozen parameters.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,9 @@ class FlatModel:
         self.sizes = [p.numel() for p in trainable.values()]
         self.dtype, self.device = dtype, torch.device(device)
         self._params = list(trainable.values())
-        self._flat = torch.cat([torch.empty(0, dtype=dtype, device=device), *(p.detach().flatten() for p in self._params)])
+        self._flat = torch.cat(
+            [torch.empty(0, dtype=dtype, device=device), *(p.detach().flatten() for p in self._params)]
+        )
         for p, view in zip(self._params, self.split(self._flat).values(), strict=True):
             p.data = view
         self._rest = {**frozen, **dict(self.module.named_buffers())}

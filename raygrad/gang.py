@@ -1,9 +1,9 @@
 """The gang: a fixed slice of the cohort, the unit of scheduling, of vectorisation and of summation.
 
-`GangRunner` holds what a host needs (model, shards) and nothing that cannot be rebuilt. It runs a gang's clients one after
-another on one module ("loop"), or as one computation under `torch.func.vmap` ("vmap"). A gang answers one weighted partial sum
-in float64; `TreeSum` combines partial sums along a fixed binary tree over the gang index. So a result depends neither on the
-number of hosts nor on who finished first.
+`GangRunner` holds what a host needs (model, shards) and nothing that cannot be rebuilt. It runs a gang's clients one
+after another on one module ("loop"), or as one computation under `torch.func.vmap` ("vmap"). A gang answers one
+weighted partial sum in float64; `TreeSum` combines partial sums along a fixed binary tree over the gang index. So a
+result depends neither on the number of hosts nor on who finished first.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -29,10 +31,12 @@ from raygrad.objectives import load_loss, load_metrics
 from raygrad.rng import Purpose, rng, torch_seed
 
 Arrays = dict[str, np.ndarray]
+Rows = Tensor | Sequence[Tensor]  # one per client
 Mode = Literal["loop", "vmap"]
 
 CHUNK_BYTES = 16 * 2**20
-"""Whole shards and long rows of batches are converted in pieces of about this size. Part of the numerics: never change it
+"""Whole shards and long rows of batches are converted in pieces of about this size. Part of the numerics: never
+change it
 without a new numerics version."""
 
 BUFFERS = "buffers"
@@ -104,14 +108,14 @@ def cut(clients: np.ndarray, weights: np.ndarray, size: int) -> list[Gang]:
     """The cohort in gangs of at most `size`, as even as can be; at least three where there are three clients."""
     count = max(-(-len(clients) // size), min(3, len(clients)))
     ends = [len(clients) * i // count for i in range(count + 1)]
-    return [Gang(i, a, clients[a:b], weights[a:b]) for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False))]
+    return [Gang(i, a, clients[a:b], weights[a:b]) for i, (a, b) in enumerate(pairwise(ends))]
 
 
 class TreeSum:
     """Sums of arrays along the fixed binary tree over `leaves` indices, whatever the order in which they come.
 
-    At each level neighbours 2i and 2i+1 are added; one without a neighbour moves up as it is. Holds O(arrivals out of order +
-    log leaves) partial sums.
+    At each level neighbours 2i and 2i+1 are added; one without a neighbour moves up as it is. Holds O(arrivals out of
+    order + log leaves) partial sums.
     """
 
     def __init__(self, leaves: int) -> None:
@@ -271,7 +275,9 @@ class VmapTask:
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         xs, ys, mask = self._get("full.x"), self._get("full.y"), self._get("full.mask")
-        return zip(xs.split(self._runner.chunk), ys.split(self._runner.chunk), mask.split(self._runner.chunk), strict=True)
+        return zip(
+            xs.split(self._runner.chunk), ys.split(self._runner.chunk), mask.split(self._runner.chunk), strict=True
+        )
 
     def full_grad(self, x: Tensor) -> Tensor:
         count = self._get("full.count").to(x.dtype)
@@ -342,10 +348,12 @@ class GangRunner:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def run(self, phase: Phase, gang: Gang, earlier: Callable[[int], Phase]) -> GangReply:
-        """Run `phase` at the gang's clients. `earlier(k)` gives phase k of the same conversation, to compute lost scratch again."""
+        """Run `phase` at the gang's clients. `earlier(k)` gives phase k of the same conversation, to compute lost
+        scratch again.
+        """
         started = perf_counter()
         if self.shards is None:
-            self.shards = Shards.open(self.spec.shards)
+            self.shards = Shards.open(Path(self.spec.shards))
         if self._conversation != phase.conversation:
             self._conversation, self._scratch = phase.conversation, {}
         provided = {*phase.down, *phase.each, *gang.states, *self._scratch.get(gang.index, ())}
@@ -359,19 +367,17 @@ class GangRunner:
                     f"{phase.work.__qualname__} takes {', '.join(missing)}: neither sent down, nor state, nor scratch"
                 )
         reply = self._run(phase, gang)
-        return GangReply(
-            reply.totals, reply.scalars, reply.rows, reply.states, perf_counter() - started, reply.failure
-        )
+        return GangReply(reply.totals, reply.scalars, reply.rows, reply.states, perf_counter() - started, reply.failure)
 
     def _run(self, phase: Phase, gang: Gang) -> GangReply:
         names = parameters(phase.work)
         scratch = self._scratch.setdefault(gang.index, {})
         down = {n: t for n, t in self._down(phase).items() if n in names}
-        rows: dict[str, Sequence[Tensor]] = {
+        rows: dict[str, Rows] = {
             **{n: self._tensor(a[gang.start : gang.start + len(gang.clients)]) for n, a in phase.each.items() if n in names},
             **{n: self._tensor(a) for n, a in gang.states.items() if n in names},
             **{n: t for n, t in scratch.items() if n in names},
-        }
+        }  # fmt: skip
         run = self._vmap if self.spec.mode == "vmap" and phase.part != "test" else self._loop
         versions = {n: t._version for n, t in down.items()}
         collected = _Collector(phase, gang)
@@ -382,7 +388,9 @@ class GangRunner:
                     return GangReply({}, {}, {}, {}, failure=collected.failure)
         changed = [n for n, t in down.items() if t._version != versions[n]]
         if changed:
-            raise TypeError(f"{phase.work.__qualname__} changed {', '.join(changed)} in place; return new tensors instead")
+            raise TypeError(
+                f"{phase.work.__qualname__} changed {', '.join(changed)} in place; return new tensors instead"
+            )
         scratch.update(collected.scratch)
         return collected.reply()
 
@@ -395,9 +403,7 @@ class GangRunner:
     def _tensor(self, a: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(a)).to(self.device)
 
-    def _loop(
-        self, phase: Phase, gang: Gang, down: Mapping[str, Tensor], rows: Mapping[str, Sequence[Tensor]]
-    ) -> Iterator[Answer]:
+    def _loop(self, phase: Phase, gang: Gang, down: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> Iterator[Answer]:
         model = self.model
         own = gang.states.get(BUFFERS)
         for i, client in enumerate(gang.clients.tolist()):
@@ -415,9 +421,7 @@ class GangRunner:
                     state = {**(state or {}), BUFFERS: update[BUFFERS]}
             yield Answer(update, state, answer.scratch)
 
-    def _vmap(
-        self, phase: Phase, gang: Gang, down: Mapping[str, Tensor], rows: Mapping[str, Sequence[Tensor]]
-    ) -> Iterable[Answer]:
+    def _vmap(self, phase: Phase, gang: Gang, down: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> Iterable[Answer]:
         needs = self._needs.setdefault(f"{phase.work.__qualname__}:{phase.part}", set())
         if phase.buffers is not None:
             self.model.load_buffers(self._tensor(phase.buffers))
@@ -466,7 +470,7 @@ class GangRunner:
                 ys.append(y[order])
             data["batches.x"], data["batches.y"] = self._join(xs, ys, (steps, local.batch_size))
         if "full" in needs:
-            n = max(counts)
+            n = max(1, *counts)
             xs, ys = [], []
             for client, (x, y) in zip(gang.clients.tolist(), shards, strict=True):
                 augment = None if phase.part != "train" else self.augmenter(Purpose.AUGMENT_FULL, phase.round, client)
@@ -482,7 +486,9 @@ class GangRunner:
         return {n: t.to(self.device) for n, t in data.items()}, steps
 
     def _join(self, xs: list[Any], ys: list[np.ndarray], lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Clients' examples as tensors [m, *lead, ...]; raw arrays are converted together, tensors are already augmented."""
+        """Clients' examples as tensors [m, *lead, ...]; raw arrays are converted together, tensors are already
+        augmented.
+        """
         if isinstance(xs[0], Tensor):
             x, y = torch.cat(xs), self.convert(np.zeros((0, *self.spec.shape)), np.concatenate(ys), None)[1]
         else:
@@ -589,7 +595,9 @@ def numerics(spec: HostSpec, canary: str) -> dict[str, str]:
 
 
 def numerics_differ(recorded: Mapping[str, str], found: Mapping[str, str], host: str, strict: bool) -> str | None:
-    """How a host's numerics differ from the run's, or None. Raises BadInput if its bits differ and `strict` asks for the same."""
+    """How a host's numerics differ from the run's, or None. Raises BadInput if its bits differ and `strict` asks for
+    the same.
+    """
     differs = [k for k in found if found[k] != recorded.get(k)]
     what = ", ".join(f"{k} {str(recorded.get(k))[:16]} there, {found[k][:16]} here" for k in differs)
     if strict and "canary" in differs:

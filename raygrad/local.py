@@ -2,7 +2,8 @@
 
     y <- y - alpha ( clip( direction( grad f_i(y; batch), y ) ) + weight_decay y )
 
-Clipping acts on the corrected gradient, weight decay is applied on top, as in the gradient alignment paper's experiments.
+Clipping acts on the corrected gradient, weight decay is applied on top, as in the gradient alignment paper's
+experiments.
 """
 
 from collections.abc import Callable
@@ -22,10 +23,12 @@ Direction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Local:
-    """What a client does in a round: `steps` (K) mini-batch steps of `batch_size` (B) examples, or as many as `epochs` take.
+    """What a client does in a round: `steps` (K) mini-batch steps of `batch_size` (B) examples, or as many as
+    `epochs` take.
 
-    Batches are cut from fresh permutations of the shard, laid end to end, so each has exactly B examples. "full" uses the whole
-    shard in every step. `weight_decay` adds that multiple of the iterate to the step; `clip_norm` bounds the gradient's L2 norm.
+    Batches are cut from fresh permutations of the shard, laid end to end, so each has exactly B examples. "full" uses
+    the whole shard in every step. `weight_decay` adds that multiple of the iterate to the step; `clip_norm` bounds
+    the gradient's L2 norm.
     """
 
     steps: int | None = 5

@@ -1,7 +1,8 @@
 """Models: small frozen dataclasses that build an `nn.Module` for inputs of a shape and a number of classes.
 
-`build(shape, classes)` gets the shape of one example, (C, H, W) for images, and the number of classes (None for regression,
-where the output is one number). The initial weights come from torch's global generator, which the caller seeds.
+`build(shape, classes)` gets the shape of one example, (C, H, W) for images, and the number of classes (None for
+regression, where the output is one number). The initial weights come from torch's global generator, which the caller
+seeds.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +27,9 @@ def _outputs(classes: int | None) -> int:
 
 def _image(shape: tuple[int, ...], smallest: int, model: str) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape[1:]) < smallest:
-        raise BadInput(f"model {model} takes images of at least {smallest} x {smallest} pixels; the data has shape {shape}")
+        raise BadInput(
+            f"model {model} takes images of at least {smallest} x {smallest} pixels; the data has shape {shape}"
+        )
     return shape  # pyright: ignore[reportReturnType]
 
 
@@ -148,8 +151,8 @@ def _batch_norm(channels: int) -> nn.Module:
 class ResNet:
     """A ResNet for small images (3x3 stem, four stages of basic blocks); `norm` is group or batch.
 
-    He et al., arXiv 1512.03385; group normalisation as usual in federated learning (Hsieh et al., arXiv 1910.00189). The default is
-    ResNet-18.
+    He et al., arXiv 1512.03385; group normalisation as usual in federated learning (Hsieh et al., arXiv 1910.00189).
+    The default is ResNet-18.
     """
 
     blocks: tuple[int, ...] = (2, 2, 2, 2)

@@ -1,8 +1,9 @@
 """The pictures of reports, drawn with matplotlib from plain arrays.
 
-A picture's bytes depend on its data alone: no date, no random ids, none of the user's matplotlib settings. Colours are those of
-Okabe and Ito, which people with any of the common colour blindnesses tell apart; line styles say the same a second time.
-`inline` turns each colour into a CSS variable, so that a page shows the same drawing on a light and on a dark ground.
+A picture's bytes depend on its data alone: no date, no random ids, none of the user's matplotlib settings. Colours are
+those of Okabe and Ito, which people with any of the common colour blindnesses tell apart; line styles tell more than six
+curves apart. `inline` turns each colour into a CSS variable, so that a page shows the same drawing on a light and on a
+dark ground.
 """
 
 import io
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.lines import Line2D
 
 MAX_POINTS = 2000
 """A curve is drawn with at most so many points."""
@@ -32,7 +35,8 @@ MAX_ROUNDS = 400
 INK, MUTED, GRID, PAPER = "#1c1b1a", "#6d6b67", "#deddd8", "#fefefd"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SERIES_DARK = ("#4a9fe0", "#f07c35", "#21bd90", "#dd93bd", "#f2bb45", "#93d3f7")
-_LINES = ("-", "--", "-.", ":")
+_Line = Literal["-", "--", "-.", ":"]
+_LINES: tuple[_Line, ...] = ("-", "--", "-.", ":")
 
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"} | {
     c: f"--s{i}" for i, c in enumerate(SERIES)
@@ -106,7 +110,7 @@ class Panel:
 
 
 def thin(y: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
-    """The indices of at most `limit` of the points `y` [p], in order: both ends, and each stretch's least and largest value."""
+    """The indices of at most `limit` of the points `y` [p], in order: both ends, and each stretch's least and largest."""
     if len(y) <= limit:
         return np.arange(len(y))
     buckets = np.array_split(np.arange(1, len(y) - 1), (limit - 2) // 2)
@@ -120,13 +124,13 @@ def bins(n: int, limit: int) -> np.ndarray:
     return np.linspace(0, n, min(n, limit) + 1).astype(np.int64)
 
 
-def lines(grid: Sequence[Sequence[Panel]], height: float = 2.6) -> "Figure":
-    """Panels in rows and columns with one legend for all. The panels of a row with the same title share the y axis."""
+def lines(grid: Sequence[Sequence[Panel]], legend: bool = True) -> "Figure":
+    """Panels in rows and columns, with one `legend` for all. Panels of a row with the same title share the y axis."""
     with _styled():
         from matplotlib.figure import Figure
 
         columns = max(len(row) for row in grid)
-        figure = Figure(figsize=(9.2, height * len(grid) + 0.3), layout="constrained")
+        figure = Figure(figsize=(9.2, 2.6 * len(grid) + 0.3), layout="constrained")
         for i, row in enumerate(grid):
             first: Axes | None = None
             for j, panel in enumerate(row):
@@ -135,7 +139,7 @@ def lines(grid: Sequence[Sequence[Panel]], height: float = 2.6) -> "Figure":
                 first = first or axes
                 _draw(axes, panel)
         names = {c.label: c for row in grid for p in row for c in p.curves if c.series is not None}
-        if len(names) > 1:
+        if legend and len(names) > 1:
             handles = [_handle(c) for c in names.values()]
             widest = max(len(name) for name in names)
             figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, 110 // (widest + 8))))
@@ -145,7 +149,8 @@ def lines(grid: Sequence[Sequence[Panel]], height: float = 2.6) -> "Figure":
 def participation(clients: np.ndarray, rounds: np.ndarray, population: int, last: int) -> "Figure":
     """Who took part: an image clients x rounds, and how many clients took part how often.
 
-    `clients`, `rounds` [a] are the client (from 0) and round (from 1) of each answer, `population` all clients, `last` the last round.
+    `clients` and `rounds` [a] are the client (from 0) and the round (from 1) of each answer, `population` is the number
+    of all clients, `last` the last round.
     """
     rows, columns = bins(population, MAX_CLIENTS), bins(last, MAX_ROUNDS)
     row, column = np.searchsorted(rows, clients, "right") - 1, np.searchsorted(columns, rounds - 1, "right") - 1
@@ -185,8 +190,8 @@ def participation(clients: np.ndarray, rounds: np.ndarray, population: int, last
 def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names: Sequence[str] = ()) -> "Figure":
     """Which client holds what: examples per client, and below it the share of each class in each client.
 
-    `label_counts` [N, C] or None (no classes), `examples` [N]. Up to `MAX_CLIENTS` clients stand in the order of their ids; more are
-    sorted by their most frequent class (without classes, by size) and share columns.
+    `label_counts` [N, C] or None (no classes), `examples` [N]. Up to `MAX_CLIENTS` clients stand in the order of their
+    ids; more are sorted by their most frequent class (without classes, by size) and share columns.
     """
     n = len(examples)
     if label_counts is not None and label_counts.shape[0] != n:
@@ -247,7 +252,7 @@ def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names
 
 
 def inline(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an SVG element for an HTML page. `name` makes its ids unique there; `description` is its alternative text."""
+    """The figure as an SVG element for an HTML page. `name` makes its ids unique there, `description` is read aloud."""
     with _styled():
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -318,13 +323,13 @@ def _draw(axes: "Axes", panel: Panel) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _look(series: int | None) -> tuple[str, str, float]:
+def _look(series: int | None) -> "tuple[str, _Line, float]":
     if series is None:
         return MUTED, "-", 0.6
     return SERIES[series % len(SERIES)], _LINES[series // len(SERIES) % len(_LINES)], 1.6
 
 
-def _handle(curve: Curve):  # noqa: ANN202
+def _handle(curve: Curve) -> "Line2D":
     from matplotlib.lines import Line2D
 
     colour, style, width = _look(curve.series)
@@ -340,7 +345,7 @@ def _ramp() -> "Colormap":
     return ramp
 
 
-def _colour_bar(figure: "Figure", axes: "Axes", shown, label: str) -> None:  # noqa: ANN001
+def _colour_bar(figure: "Figure", axes: "Axes", shown: "AxesImage", label: str) -> None:
     bar = figure.colorbar(shown, ax=axes, label=label, pad=0.01, fraction=0.05)
     bar.outline.set_visible(False)
     if bar.solids is not None:

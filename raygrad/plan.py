@@ -1,6 +1,10 @@
-"""From an experiment to what hosts need: data prepared, model checked, gangs cut by rule. All bad input is found here, before Ray starts."""
+"""From an experiment to what hosts need: data prepared, model checked, gangs cut by rule.
+
+All bad input is found here, before Ray starts.
+"""
 
 from dataclasses import dataclass, replace
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,16 @@ from raygrad.gang import BUFFERS, HostSpec
 from raygrad.objectives import load_loss
 from raygrad.states import refuse_if_too_large
 
-VMAP_STEP_FLOPS = 30e6
-"""Up to this many floating-point operations per local step a CPU is bound by overhead, which vmap shares among clients."""
+VMAP_STEP_FLOPS = 10e6
+"""Up to this many floating-point operations per local step a CPU is bound by overhead, which vmap shares among
+clients.
+"""
 VMAP_GANG_BYTES = 256 * 2**20
 """What the mini-batches of one vmapped gang may take."""
-VMAP_CPU_CLIENTS, VMAP_GPU_CLIENTS, LOOP_CLIENTS = 16, 64, 4
+MOST_CLIENTS = {("loop", "cpu"): 4, ("loop", "cuda"): 4, ("vmap", "cpu"): 16, ("vmap", "cuda"): 64}
+"""The largest gang by mode and device type."""
+GANGS = 4
+"""A cohort is cut into a multiple of this many gangs where it can be, so that 1, 2 or 4 hosts have equal shares."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,9 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
         _load_weights(model, Path(experiment.init))
     buffers = model.buffers() if model.buffer_size else None
     if buffers is not None and experiment.buffers == "refuse":
-        raise BadInput("the model has buffers (running statistics or frozen parameters) and buffers is refuse; use average or local")
+        raise BadInput(
+            "the model has buffers (running statistics or frozen parameters) and buffers is refuse; use average or local"
+        )
     gangs, notes = choose_gangs(experiment, spec, model, examples, obstacle)
     experiment = replace(experiment, gangs=gangs)
     x = model.vector()
@@ -97,7 +108,9 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
 
 
 def _cohort_too_large(cohort: int, clients: int) -> BadInput:
-    return BadInput(f"sampler.cohort is {cohort}, but there are only {clients} clients; ask for at most {clients} per round")
+    return BadInput(
+        f"sampler.cohort is {cohort}, but there are only {clients} clients; ask for at most {clients} per round"
+    )
 
 
 def check_model(spec: HostSpec, module: torch.nn.Module) -> None:
@@ -112,12 +125,16 @@ def check_model(spec: HostSpec, module: torch.nn.Module) -> None:
         with torch.no_grad():
             out = module(x)
     except Exception as e:
-        raise BadInput(f"model {name} cannot take examples of shape {tuple(spec.shape)}: {str(e).splitlines()[0]}") from e
+        raise BadInput(
+            f"model {name} cannot take examples of shape {tuple(spec.shape)}: {str(e).splitlines()[0]}"
+        ) from e
     finally:
         module.train()
     if spec.loss == "cross_entropy":
         if spec.classes is None:
-            raise BadInput("loss cross_entropy needs class labels; this data has numbers as targets: use loss=squared_error")
+            raise BadInput(
+                "loss cross_entropy needs class labels; this data has numbers as targets: use loss=squared_error"
+            )
         if out.ndim != 2 or out.shape[1] < spec.classes:
             raise BadInput(
                 f"model {name} gives outputs of shape {tuple(out.shape[1:])} per example; {spec.classes} classes need "
@@ -126,9 +143,13 @@ def check_model(spec: HostSpec, module: torch.nn.Module) -> None:
     try:
         values = load_loss(spec.loss)(out, y)
     except Exception as e:
-        raise BadInput(f"loss {spec.loss} cannot take outputs of shape {tuple(out.shape[1:])}: {str(e).splitlines()[0]}") from e
+        raise BadInput(
+            f"loss {spec.loss} cannot take outputs of shape {tuple(out.shape[1:])}: {str(e).splitlines()[0]}"
+        ) from e
     if values.shape != (2,):
-        raise BadInput(f"loss {spec.loss} gave shape {tuple(values.shape)} for 2 examples; it must give one value per example")
+        raise BadInput(
+            f"loss {spec.loss} gave shape {tuple(values.shape)} for 2 examples; it must give one value per example"
+        )
 
 
 def _load_weights(model: FlatModel, path: Path) -> None:
@@ -144,7 +165,9 @@ def _load_weights(model: FlatModel, path: Path) -> None:
         if name not in found:
             raise BadInput(f"init: {path} has no tensor {name}; it holds {', '.join(sorted(found)[:6])}")
         if found[name].shape != tensor.shape:
-            raise BadInput(f"init: {name} in {path} has shape {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}")
+            raise BadInput(
+                f"init: {name} in {path} has shape {tuple(found[name].shape)}, the model needs {tuple(tensor.shape)}"
+            )
         tensor.copy_(found[name])
 
 
@@ -163,26 +186,28 @@ def choose_gangs(
     experiment: Experiment, spec: HostSpec, model: FlatModel, examples: np.ndarray, obstacle: str | None
 ) -> tuple[Gangs, tuple[str, ...]]:
     """The gangs' mode and size: a fixed rule of model, K, B, cohort and device type, never a measurement."""
-    local, asked = experiment.local, experiment.gangs
+    local, asked, cohort = experiment.local, experiment.gangs, experiment.sampler.cohort
     mode, notes = asked.mode, ()
-    uneven = local.epochs is not None and len(set(examples.tolist())) > 1
-    if obstacle is None and uneven:
+    if obstacle is None and local.epochs is not None and len(set(examples.tolist())) > 1:
         obstacle = "local.epochs gives clients of different sizes different numbers of steps"
-    size = max(1, int(np.prod(spec.shape))) * model.dtype.itemsize
-    batch = int(examples.max()) if local.batch_size == "full" else local.batch_size
-    per_client = size * (batch if local.batch_size == "full" else batch * local.steps_for(int(examples.max())))
+    largest = int(examples.max())
+    batch = largest if local.batch_size == "full" else local.batch_size
+    seen = largest if local.batch_size == "full" else batch * local.steps_for(largest)
+    bytes_each = seen * max(1, prod(spec.shape)) * model.dtype.itemsize
     if mode == "auto":
-        fits = per_client * min(VMAP_CPU_CLIENTS, experiment.sampler.cohort) <= VMAP_GANG_BYTES
         small = spec.device == "cuda" or step_flops(model.module, spec.shape, model.dtype) * batch <= VMAP_STEP_FLOPS
-        mode = "vmap" if obstacle is None and small and fits and experiment.sampler.cohort > 1 else "loop"
+        mode = "vmap" if obstacle is None and small and cohort > 1 and 4 * bytes_each <= VMAP_GANG_BYTES else "loop"
     elif mode == "vmap" and obstacle is not None:
         mode, notes = "loop", (f"clients run one after another: {obstacle}",)
     if asked.size != "auto":
         return Gangs(asked.size, mode), notes
-    if mode == "loop":
-        return Gangs(LOOP_CLIENTS, mode), notes
-    most = VMAP_GPU_CLIENTS if spec.device == "cuda" else VMAP_CPU_CLIENTS
-    return Gangs(max(1, min(most, VMAP_GANG_BYTES // per_client)), mode), notes
+    most = MOST_CLIENTS[mode, spec.device]
+    if mode == "vmap":
+        most = max(1, min(most, VMAP_GANG_BYTES // bytes_each))
+    if cohort < GANGS:
+        return Gangs(1, mode), notes
+    gangs = GANGS * ceil(cohort / (GANGS * most))
+    return Gangs(ceil(cohort / gangs), mode), notes
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def play(run: LoadedRun, say: _Progress = lambda line: None) -> Iterator[Round]:
     with locked(run.folder), ExitStack() as stack:
         plan = make_plan(run.experiment, run.where, shard_root(run.where, run.folder))
         if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
-            raise BadInput(f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead")
+            raise BadInput(
+                f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead"
+            )
         found = checkpoint.latest(run.folder)
         if found is not None and found.extra["hash"] != run.experiment.hash:
             raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
@@ -307,9 +309,7 @@ class _Player:
             {"round": index, **{f.name: getattr(o, f.name) for f in fields(o)}, "start_s": o.start_s - self._began}
             for o in talk.operations
         ])  # fmt: skip
-        w["seconds"].append(
-            [{"round": index, "wall_s": played.wall_s, "elapsed_s": t.elapsed_s, "process": t.process}]
-        )
+        w["seconds"].append([{"round": index, "wall_s": played.wall_s, "elapsed_s": t.elapsed_s, "process": t.process}])
         if index % self._experiment.checkpoints.every == 0:
             self._save()
         else:

@@ -123,8 +123,7 @@ class LoadedRun:
         import pyarrow.compute as pc
 
         checkpoint = self.checkpoint
-        rows = {n: self.table(n) for n in tables.BIT_STABLE}
-        rows = {n: t.filter(pc.less_equal(t["round"], checkpoint.round)) for n, t in rows.items()}
+        rows = {n: self.table(n).filter(pc.field("round") <= checkpoint.round) for n in tables.BIT_STABLE}
         return tables.digest(rows, checkpoint.tensors())
 
 
@@ -133,7 +132,9 @@ def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
     folder = find_run(str(run), Path(run_root))
     record = storage.read_json(folder / "experiment.json")
     if record.get("schema_version") != SCHEMA_VERSION:
-        raise BadInput(f"{folder / 'experiment.json'} has schema_version {record.get('schema_version')}, this raygrad reads {SCHEMA_VERSION}")
+        raise BadInput(
+            f"{folder / 'experiment.json'} has schema_version {record.get('schema_version')}, this raygrad reads {SCHEMA_VERSION}"
+        )
     return LoadedRun(
         folder,
         record["name"],

@@ -21,7 +21,9 @@ class Uniform:
 
     def draw(self, round: int, seed: int, population: Population, state: object = None) -> Cohort:
         """The clients of round `round`, in ascending order."""
-        clients = np.sort(rng(seed, Purpose.SAMPLING, round).choice(len(population), self.cohort, replace=False, shuffle=False))
+        clients = np.sort(
+            rng(seed, Purpose.SAMPLING, round).choice(len(population), self.cohort, replace=False, shuffle=False)
+        )
         return Cohort(clients, population.weights[clients], population)
 
 

@@ -1,4 +1,6 @@
-"""Learning-rate schedules by round: the factor on an algorithm's step size. Each names its own length, so a run may be extended."""
+"""Learning-rate schedules by round: the factor on an algorithm's step size. Each names its own length, so a run may be
+extended.
+"""
 
 from dataclasses import dataclass
 from math import cos, pi
@@ -59,7 +61,9 @@ class Cosine:
 
     def __post_init__(self) -> None:
         if self.length < 1 or not 0 <= self.floor <= 1:
-            raise BadInput(f"schedule cosine has length {self.length} and floor {self.floor}; it needs length >= 1 and 0 <= floor <= 1")
+            raise BadInput(
+                f"schedule cosine has length {self.length} and floor {self.floor}; it needs length >= 1 and 0 <= floor <= 1"
+            )
 
     def factor(self, round: int) -> float:
         t = min(1.0, (round - 1) / self.length)

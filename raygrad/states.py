@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from raygrad import storage
-from raygrad.errors import BadInput
+from raygrad.errors import BadInput, Stopped
 from raygrad.storage import SavedFile
 
 _GROUP_BYTES = 4 << 20  # rows are moved in groups of about this size
@@ -42,6 +42,9 @@ class StateStore:
     empty template makes a store that keeps nothing and makes no file. `path` is the scratch file, removed by `close`;
     its folder is made. `limit_bytes` bounds the file: `put` raises BadInput beyond it. Methods that write raise Stopped
     when the storage is lost.
+
+    The rows advance with the rounds. After a `put` that failed they may lie between two rounds, so that until `clear`
+    every use raises Stopped: such rows never reach a checkpoint.
     """
 
     def __init__(self, path: Path, template: Mapping[str, Tensor], limit_bytes: int) -> None:
@@ -61,15 +64,18 @@ class StateStore:
         self._changed = np.empty(0, np.bool_)
         self._count = 0
         self._saved: tuple[SavedFile, ...] = ()
+        self._torn = False
 
     @property
     def seen(self) -> np.ndarray:
         """The clients that have a row: [n] int64, sorted."""
+        self._whole()
         return np.flatnonzero(self._slots >= 0)
 
     @property
     def dirty(self) -> np.ndarray:
         """The clients changed since the last `mark_clean`: [n] int64, sorted."""
+        self._whole()
         return np.flatnonzero(self._changed)
 
     @property
@@ -84,6 +90,7 @@ class StateStore:
 
     def get(self, clients: np.ndarray) -> dict[str, np.ndarray]:
         """The states of `clients` [m]: name -> [m, *shape]; the template's value for a client never seen."""
+        self._whole()
         clients = _numbers(clients)
         slots = np.full(len(clients), -1, np.int64)
         inside = clients < len(self._slots)
@@ -106,7 +113,24 @@ class StateStore:
 
         Raises ValueError when names, shapes or dtypes are not the template's, BadInput beyond the limit.
         """
-        clients = _numbers(clients)
+        self._whole()
+        self._torn = True
+        self._adopt(_numbers(clients), rows)
+        self._torn = False
+
+    def close(self) -> None:
+        """Close and remove the scratch file."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            storage.remove(self.path)
+
+    def groups(self, clients: np.ndarray) -> list[np.ndarray]:
+        """`clients` cut so that the states of one group take little memory."""
+        size = max(1, _GROUP_BYTES // max(1, self.row_bytes))
+        return [clients[start : start + size] for start in range(0, len(clients), size)]
+
+    def _adopt(self, clients: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         if set(rows) != set(self.template):
             raise ValueError(f"client states {sorted(rows)} were given, the algorithm keeps {sorted(self.template)}")
         for name, value in self.template.items():
@@ -123,18 +147,6 @@ class StateStore:
                 self._write(slot, np.concatenate([block[i] for block in blocks]))
         self._changed[clients] = True
 
-    def close(self) -> None:
-        """Close and remove the scratch file."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-            storage.remove(self.path)
-
-    def groups(self, clients: np.ndarray) -> list[np.ndarray]:
-        """`clients` cut so that the states of one group take little memory."""
-        size = max(1, _GROUP_BYTES // max(1, self.row_bytes))
-        return [clients[start : start + size] for start in range(0, len(clients), size)]
-
     def _admit(self, clients: np.ndarray) -> None:
         highest = int(clients.max()) + 1
         if highest > len(self._slots):
@@ -150,6 +162,12 @@ class StateStore:
             )
         self._slots[fresh] = np.arange(self._count, count)
         self._count = count
+
+    def _whole(self) -> None:
+        if self._torn:
+            raise Stopped(
+                "a round's client states were not adopted whole; the run is resumable from its last checkpoint"
+            )
 
     def _open(self) -> int:
         if self._handle is None:

@@ -78,7 +78,9 @@ TABLES: dict[str, pa.Schema] = {
             _column("client", pa.int64(), "the client's id"),
             _column("examples", pa.int64(), "training examples"),
             _column("validation_examples", pa.int64(), "examples cut off for validation"),
-            _column("label_counts", pa.list_(pa.int64()), "examples of each class, both parts; null for regression", True),
+            _column(
+                "label_counts", pa.list_(pa.int64()), "examples of each class, both parts; null for regression", True
+            ),
         ]
     ),
     "operations": pa.schema(

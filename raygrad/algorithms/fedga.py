@@ -4,10 +4,10 @@
     communication 2:  y_i = K steps of SGD from  x - beta (g - g_i)
     server:           x <- x + eta mean_i (y_i - start_i)
 
-Dandi, Barba, Jaggi, "Implicit Gradient Alignment in Distributed and Federated Learning" (arXiv 2106.13897). Against FedAvg a
-round adds -alpha beta K grad r(x) + O(alpha beta^2 + alpha^2 beta) (theorem 4). The same weights serve both means, so the
-displacements cancel; what goes up excludes the displacement, so a client lost between the phases leaves none behind.
-Two communications per round. beta = 0 is FedAvg; K = 1 on full batches is GradAlign.
+Dandi, Barba, Jaggi, "Implicit Gradient Alignment in Distributed and Federated Learning" (arXiv 2106.13897). Against
+FedAvg a round adds -alpha beta K grad r(x) + O(alpha beta^2 + alpha^2 beta) (theorem 4). The same weights serve both
+means, so the displacements cancel; what goes up excludes the displacement, so a client lost between the phases leaves
+none behind. Two communications per round. beta = 0 is FedAvg; K = 1 on full batches is GradAlign.
 """
 
 from dataclasses import dataclass, replace

@@ -3,8 +3,8 @@
     client i:  y <- y - alpha ( grad f_i(y; batch) + mu (y - x) ),   K times from y = x
     server:    x <- x + eta mean_i (y_i - x)
 
-Li et al., "Federated Optimization in Heterogeneous Networks" (arXiv 1812.06127). The local loss is f_i(y) + (mu/2) |y - x|^2.
-One communication per round. mu = 0 is FedAvg.
+Li et al., "Federated Optimization in Heterogeneous Networks" (arXiv 1812.06127). The local loss is f_i(y) + (mu/2) |y
+- x|^2. One communication per round. mu = 0 is FedAvg.
 """
 
 from dataclasses import dataclass, replace

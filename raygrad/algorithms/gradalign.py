@@ -3,9 +3,9 @@
     v_i = -beta (g - g_i),   g_i = grad f_i(x),   g = mean_i g_i
     x <- x - alpha mean_i grad f_i(x + v_i)
 
-Dandi, Barba, Jaggi, "Implicit Gradient Alignment in Distributed and Federated Learning" (arXiv 2106.13897). To first order it
-descends f + beta r with r(x) = 1/(2n) sum_i |g_i - g|^2 (theorem 2). Two communications per round. beta = 0 is large-batch
-SGD.
+Dandi, Barba, Jaggi, "Implicit Gradient Alignment in Distributed and Federated Learning" (arXiv 2106.13897). To first
+order it descends f + beta r with r(x) = 1/(2n) sum_i |g_i - g|^2 (theorem 2). Two communications per round. beta = 0
+is large-batch SGD.
 """
 
 from dataclasses import dataclass, replace

@@ -4,9 +4,10 @@
     linear:   x <- x - m alpha g                      (m clients stand for m sequential mini-batches)
     aligned:  x <- x - alpha sum_i grad f_i( x - (alpha/2) (m g - g_i) )
 
-One linearly scaled step misses the gradient alignment that m sequential steps of SGD have. Evaluating each gradient half a step
-along all the other mini-batches restores it: the aligned step equals E[SGD] up to O(alpha^3). The result is announced in Dandi,
-Barba, Jaggi (arXiv 2106.13897, A.2); this form is derived from it. One communication per round, two when aligned.
+One linearly scaled step misses the gradient alignment that m sequential steps of SGD have. Evaluating each gradient
+half a step along all the other mini-batches restores it: the aligned step equals E[SGD] up to O(alpha^3). The result
+is announced in Dandi, Barba, Jaggi (arXiv 2106.13897, A.2); this form is derived from it. One communication per
+round, two when aligned.
 """
 
 from dataclasses import dataclass, replace

@@ -6,12 +6,12 @@
     server:    x <- x + eta mean_i (y_i - x);   c <- c + (share of the population asked) mean_i (c_i+ - c_i)
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (arXiv 1910.06378). c stays the
-weighted mean of all c_i. One communication per round, two vectors each way; one vector of state per client. c = c_i = 0 is
-FedAvg.
+weighted mean of all c_i. One communication per round, two vectors each way; one vector of state per client. c = c_i =
+0 is FedAvg.
 
-`ScaffoldFresh` is the form that the gradient alignment paper runs (arXiv 2106.13897): c_i = grad f_i(x) and c their mean are
-computed anew at the current model, at the price of a second communication; nobody keeps anything. With K = 1 on full
-batches it is large-batch SGD.
+`ScaffoldFresh` is the form that the gradient alignment paper runs (arXiv 2106.13897): c_i = grad f_i(x) and c their
+mean are computed anew at the current model, at the price of a second communication; nobody keeps anything. With K = 1
+on full batches it is large-batch SGD.
 """
 
 from dataclasses import dataclass, replace

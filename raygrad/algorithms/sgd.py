@@ -2,9 +2,9 @@
 
     x <- x - alpha grad f(x; batch),   K times
 
-Over orders of mini-batches a_1..a_K its expectation differs from K steps of gradient descent by -(K alpha^2 / 2) grad r(x), so it
-implicitly descends f + (alpha/2) r (Dandi, Barba, Jaggi, arXiv 2106.13897; Smith et al., arXiv 2101.12176). Needs a partition with one
-client. One communication per round.
+Over orders of mini-batches a_1..a_K its expectation differs from K steps of gradient descent by -(K alpha^2 / 2) grad
+r(x), so it implicitly descends f + (alpha/2) r (Dandi, Barba, Jaggi, arXiv 2106.13897; Smith et al., arXiv
+2101.12176). Needs a partition with one client. One communication per round.
 """
 
 from dataclasses import dataclass, replace

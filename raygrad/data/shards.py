@@ -16,7 +16,9 @@ machine share the pages. Nothing in the folder is ever unpickled.
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -38,6 +40,8 @@ from raygrad.rng import Purpose, rng
 SCHEMA_VERSION = 1  # of the folder; part of its name, so that a new version never reads an old folder
 TEST_BATCH = 1000  # examples per record batch of test.arrow
 PARTS = ("train", "validation", "test")
+LEFTOVER_AGE_S = 2 * 24 * 3600
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{32}")  # .<name>.<process id>-<uuid>, here and in the cache
 
 Progress = Callable[[int, int], None]
 """Called with (clients written, clients) now and then."""
@@ -188,6 +192,8 @@ def prepare(
         source = dataset.open(data_root, cache, seed)
     _check_source(source, name)
     assignment = _assign(partitioner, source, seed, name)
+    for place in (shard_root, cache):
+        _remove_leftovers(place)
     temporary = shard_root / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
@@ -415,12 +421,24 @@ def _publish(temporary: Path, folder: Path, key: str) -> Shards:
         if (there := _reusable(folder, key)) is not None:
             return there
         # Damaged shards make way; processes that have mapped them keep their pages.
-        aside = folder.with_name(f".{folder.name}.damaged-{uuid.uuid4().hex}")
+        aside = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}")
         try:
             folder.rename(aside)
         except FileNotFoundError:
             continue
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftovers(place: Path) -> None:
+    """Remove what killed processes were writing here, once it is so old that nobody can be at it."""
+    if not place.is_dir():
+        return
+    for path in place.iterdir():
+        try:
+            if _TEMPORARY.fullmatch(path.name) and time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:  # another process removes it, or it is not ours to remove
+            continue
 
 
 def _reusable(folder: Path, key: str) -> Shards | None:

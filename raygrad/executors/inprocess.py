@@ -25,20 +25,20 @@ class InProcess:
     """The executor behind `--on local`."""
 
     def __init__(self, spec: HostSpec, recorded: Mapping[str, str] | None = None, strict: bool = True) -> None:
-        self._phases: list[Phase] = []
+        self.phases: list[Phase] = []
         self.odd_hosts: dict[str, str] = {}
         with one_thread():
-            self._runner = GangRunner(spec)
-            self.numerics = numerics(spec, self._runner.canary())
+            self.runner = GangRunner(spec)
+            self.numerics = numerics(spec, self.runner.canary())
         if recorded is not None and (odd := numerics_differ(recorded, self.numerics, "this process", strict)):
             self.odd_hosts["local"] = odd
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
-        self._phases = [*self._phases[: phase.number], phase]
+        self.phases = [*self.phases[: phase.number], phase]
         for gang in gangs:
             started = perf_counter()
             with one_thread():
-                reply = self._runner.run(phase, gang, self._phases.__getitem__)
+                reply = self.runner.run(phase, gang, self.phases.__getitem__)
             wall = perf_counter() - started
             yield Done(gang.index, reply, Operation(gang.index, "local", 1, len(gang.clients), started, wall, 0, 0))
 

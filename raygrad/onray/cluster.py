@@ -1,5 +1,6 @@
 """Starting a local Ray, or joining one that is there."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ def connected(where: Where) -> Iterator[None]:
     address = where.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
                 address="local",
@@ -31,7 +32,7 @@ def connected(where: Where) -> Iterator[None]:
                 num_gpus=None if where.device_type == "cuda" else 0,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
     except ConnectionError as e:
         raise BadInput(

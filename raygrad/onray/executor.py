@@ -1,9 +1,9 @@
 """Runs gangs on host actors.
 
-One put per phase; gang calls name the reference. Free hosts pull: each has at most two gangs in flight, and takes the waiting gang
-whose clients it served last, so that shards stay warm. A gang whose scratch lies on a host goes back to that host while it lives.
-Calls are at most once: what a dead host owed is asked again elsewhere, three times at most. Since a gang is deterministic, none of
-this changes a bit.
+One put per phase; gang calls name the reference. Free hosts pull: each has at most two gangs in flight, and takes the
+waiting gang whose clients it served last, so that shards stay warm. A gang whose scratch lies on a host goes back to
+that host while it lives. Calls are at most once: what a dead host owed is asked again elsewhere, three times at most.
+Since a gang is deterministic, none of this changes a bit.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,7 +93,9 @@ class RayExecutor:
         deadline = perf_counter() + START_S
         while not any(h.name for h in self.hosts):
             if not self._hellos or perf_counter() > deadline:
-                raise Stopped(f"no host became ready within {START_S:.0f} s; is there room for one more actor on the cluster?")
+                raise Stopped(
+                    f"no host became ready within {START_S:.0f} s; is there room for one more actor on the cluster?"
+                )
             ready, _ = ray.wait(list(self._hellos), num_returns=1, timeout=1.0)
             for ref in ready:
                 self._greet(ref)
@@ -166,8 +168,12 @@ class RayExecutor:
             for call in calls.values():
                 call.host.flight -= 1
 
-    def _submit(self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], reference: Any, exhausted: bool) -> None:
-        """Give waiting gangs to hosts with room. The last gangs are not queued behind others: who is free first takes them."""
+    def _submit(
+        self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], reference: Any, exhausted: bool
+    ) -> None:
+        """Give waiting gangs to hosts with room. The last gangs are not queued behind others: who is free first takes
+        them.
+        """
         while True:
             ready = [h for h in self.hosts if h.name]
             depth = 1 if exhausted and len(waiting) <= len(ready) else IN_FLIGHT
@@ -201,7 +207,9 @@ class RayExecutor:
         host.flight -= 1
         wall = perf_counter() - call.started
         down = sum(a.nbytes for a in gang.states.values())
-        operation = Operation(gang.index, host.name or "?", call.attempt, len(gang.clients), call.started, wall, down, 0)
+        operation = Operation(
+            gang.index, host.name or "?", call.attempt, len(gang.clients), call.started, wall, down, 0
+        )
         try:
             reply: GangReply = ray.get(ref)
         except LOST as e:

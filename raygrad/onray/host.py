@@ -1,7 +1,7 @@
 """The host actor: simulated clients' work on one CPU or a fraction of a GPU.
 
-A plain class, wrapped as an actor by the executor, so that it can be tested without Ray. It rebuilds everything from its spec;
-whatever changes travels in messages. So it may die at any moment and nothing is lost but time.
+A plain class, wrapped as an actor by the executor, so that it can be tested without Ray. It rebuilds everything from
+its spec; whatever changes travels in messages. So it may die at any moment and nothing is lost but time.
 """
 
 import os
