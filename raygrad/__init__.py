@@ -1,9 +1,32 @@
-"""Distributed and federated learning on Ray, built around gradient alignment. The public names, nothing else."""
+"""Distributed and federated learning on Ray, built around gradient alignment. The public names, nothing else.
 
-from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged, RaygradError, Stopped
-from raygrad.experiment import Experiment, Where
-from raygrad.run import Round, resume, rounds
-from raygrad.runs import LoadedRun, load
+They are imported when first used, so that `import raygrad` and the command line start without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged, RaygradError, Stopped
+    from raygrad.experiment import Experiment, Where
+    from raygrad.run import Round, resume, rounds
+    from raygrad.runs import LoadedRun, load
+
+_WHERE = {
+    "BadInput": "errors",
+    "BelowQuorum": "errors",
+    "CheckFailed": "errors",
+    "Diverged": "errors",
+    "Experiment": "experiment",
+    "LoadedRun": "runs",
+    "RaygradError": "errors",
+    "Round": "run",
+    "Stopped": "errors",
+    "Where": "experiment",
+    "load": "runs",
+    "resume": "run",
+    "rounds": "run",
+}
 
 __all__ = [
     "BadInput",
@@ -20,3 +43,13 @@ __all__ = [
     "resume",
     "rounds",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,13 +1,13 @@
 """Settings as values: frozen dataclasses to and from JSON, and single fields set from text.
 
-The constructor is the schema. A field whose metadata names a registry holds one of several dataclasses; in JSON it carries its
-name as "kind". A class outside the registry goes by `package.module:Class`.
+The constructor is the schema. A field whose metadata names a registry holds one of several dataclasses; in JSON it
+carries its name as "kind". A class outside the registry goes by `package.module:Class`.
 """
 
 import json
 import types
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, field, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -158,35 +158,78 @@ def _name(hint: Any) -> str:
     if origin is tuple:
         return f"a list of which each is {_name(args[0])}"
     return {
-        int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "none", dict: "a JSON object",
+        int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "none",
+        dict: "a JSON object",
     }.get(hint, str(hint))  # fmt: skip
 
 
-def assign(value: T, path: str, text: str, root: str = "") -> T:
-    """`value` with the field at the dotted `path` set from text. Raises BadInput with the nearest field name.
+def assign(value: T, path: str, text: str) -> T:
+    """`value` with the field at the dotted `path` set from text; see `assign_all`."""
+    return assign_all(value, [(path, text)])
 
-    Setting a part that has kinds ("algorithm=scaffold") keeps the fields that both kinds have.
+
+def assign_all(value: T, settings: Iterable[tuple[str, str]]) -> T:
+    """`value` with fields set from text, in order, by their dotted paths. Raises BadInput with the nearest field name.
+
+    Setting a part that has kinds ("algorithm=scaffold") keeps the fields that both kinds have. A part is made, and
+    checked, when everything is set: so fields that depend on each other may come in any order.
     """
-    name, _, rest = path.partition(".")
-    known = {f.name: f for f in fields(value)}  # pyright: ignore[reportArgumentType]
-    here = f"{root}.{name}" if root else name
-    if name not in known:
-        owner = f"{root} ({type(value).__name__})" if root else "the experiment"
-        raise unknown(f"field of {owner}", name, known)
-    current, registry = getattr(value, name), known[name].metadata.get("registry")
-    if rest:
-        if not is_dataclass(current):
-            raise BadInput(f"{here} has no fields, so {here}.{rest} cannot be set")
-        new: Any = assign(current, rest, text, here)  # pyright: ignore[reportArgumentType]
-    elif registry is not None:
-        cls = class_of(text, registry, here)
-        shared = {f.name for f in fields(cls)} & {f.name for f in fields(current)}  # pyright: ignore[reportArgumentType]
-        new = cls(**{n: getattr(current, n) for n in shared}) if type(current) is not cls else current
-    elif is_dataclass(current):
-        raise BadInput(f"{here} has fields; set one of them: {', '.join(f'{here}.{f.name}' for f in fields(current))}")
-    else:
-        new = convert(_hints(type(value))[name], text, here)
-    return replace(value, **{name: new})  # pyright: ignore[reportArgumentType]
+    draft = _Draft.of(value)
+    for path, text in settings:
+        draft.set(path, text, "")
+    return draft.build("")
+
+
+@dataclass
+class _Draft:
+    """A dataclass instance while its fields are being set: they are checked when it is built."""
+
+    cls: type
+    values: dict[str, Any]
+    kind: str = ""
+
+    @staticmethod
+    def of(value: Any) -> "_Draft":
+        return _Draft(type(value), {f.name: getattr(value, f.name) for f in fields(value)})
+
+    def set(self, path: str, text: str, root: str) -> None:
+        name, _, rest = path.partition(".")
+        known = {f.name: f for f in fields(self.cls)}
+        here = f"{root}.{name}" if root else name
+        if name not in known:
+            raise unknown(f"field of {f'{root} ({self.cls.__name__})' if root else 'the experiment'}", name, known)
+        current = self.values.get(name)
+        if is_dataclass(current) and not isinstance(current, _Draft):
+            current = self.values[name] = _Draft.of(current)
+        registry = known[name].metadata.get("registry")
+        if rest:
+            if not isinstance(current, _Draft):
+                raise BadInput(f"{here} has no fields, so {here}.{rest} cannot be set")
+            current.set(rest, text, here)
+        elif registry is not None:
+            cls = class_of(text, registry, here)
+            if not (isinstance(current, _Draft) and current.cls is cls):
+                kept = current.values if isinstance(current, _Draft) else {}
+                shared = {f.name: kept[f.name] for f in fields(cls) if f.name in kept}
+                self.values[name] = _Draft(cls, shared, text)
+        elif isinstance(current, _Draft):
+            names = ", ".join(f"{here}.{f.name}" for f in fields(current.cls))
+            raise BadInput(f"{here} has fields; set one of them: {names}")
+        else:
+            self.values[name] = convert(_hints(self.cls)[name], text, here)
+
+    def build(self, path: str) -> Any:
+        made = {
+            n: v.build(f"{path}.{n}" if path else n) if isinstance(v, _Draft) else v for n, v in self.values.items()
+        }
+        lacking = [
+            f.name for f in fields(self.cls)
+            if f.name not in made and f.default is MISSING and f.default_factory is MISSING
+        ]  # fmt: skip
+        if lacking:
+            also = ", ".join(f"{path}.{n}" for n in lacking)
+            raise BadInput(f"{path} {self.kind or self.cls.__name__} needs more: set {also} too")
+        return self.cls(**made)
 
 
 def canonical(data: Any) -> bytes:

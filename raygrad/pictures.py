@@ -1,9 +1,8 @@
 """The pictures of reports, drawn with matplotlib from plain arrays.
 
-A picture's bytes depend on its data alone: no date, no random ids, none of the user's matplotlib settings. Colours are
-those of Okabe and Ito, which people with any of the common colour blindnesses tell apart; line styles tell more than six
-curves apart. `inline` turns each colour into a CSS variable, so that a page shows the same drawing on a light and on a
-dark ground.
+A picture's bytes depend on its data alone: no date, no random ids, none of the user's matplotlib settings. The colours
+are those of Okabe and Ito, which people with any of the common colour blindnesses tell apart. `inline` turns each of
+them into a CSS variable, so that a page shows the same drawing on a light and on a dark ground.
 """
 
 import io
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
 MAX_POINTS = 2000
@@ -110,7 +108,7 @@ class Panel:
 
 
 def thin(y: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
-    """The indices of at most `limit` of the points `y` [p], in order: both ends, and each stretch's least and largest."""
+    """The indices of at most `limit` of the points `y` [p], in order: both ends, each stretch's least and largest."""
     if len(y) <= limit:
         return np.arange(len(y))
     buckets = np.array_split(np.arange(1, len(y) - 1), (limit - 2) // 2)
@@ -124,8 +122,8 @@ def bins(n: int, limit: int) -> np.ndarray:
     return np.linspace(0, n, min(n, limit) + 1).astype(np.int64)
 
 
-def lines(grid: Sequence[Sequence[Panel]], legend: bool = True) -> "Figure":
-    """Panels in rows and columns, with one `legend` for all. Panels of a row with the same title share the y axis."""
+def lines(grid: Sequence[Sequence[Panel]]) -> "Figure":
+    """Panels in rows and columns, with one legend for all. Panels of a row with the same title share the y axis."""
     with _styled():
         from matplotlib.figure import Figure
 
@@ -139,7 +137,7 @@ def lines(grid: Sequence[Sequence[Panel]], legend: bool = True) -> "Figure":
                 first = first or axes
                 _draw(axes, panel)
         names = {c.label: c for row in grid for p in row for c in p.curves if c.series is not None}
-        if legend and len(names) > 1:
+        if len(names) > 1:
             handles = [_handle(c) for c in names.values()]
             widest = max(len(name) for name in names)
             figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, 110 // (widest + 8))))
@@ -164,23 +162,12 @@ def participation(clients: np.ndarray, rounds: np.ndarray, population: int, last
 
         figure = Figure(figsize=(9.2, 3.4), layout="constrained")
         image, histogram = figure.subplots(1, 2, width_ratios=(2.5, 1))
-        top = float(share.max()) if binned and share.size else 1.0
-        shown = image.imshow(
-            np.ma.masked_equal(share, 0),
-            cmap=_ramp(),
-            vmin=0,
-            vmax=top or 1.0,
-            aspect="auto",
-            interpolation="none",
-            origin="lower",
-            extent=(0.5, last + 0.5, -0.5, population - 0.5),
-        )
-        image.grid(False)
+        _heat_map(image, share, (0.5, last + 0.5, -0.5, population - 0.5))
+        if binned:
+            _colour_bar(figure, image, "share of the cell's clients and rounds")
         image.set(title="who took part", xlabel="round", ylabel="client")
         for axis in (image.xaxis, image.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-        if binned:
-            _colour_bar(figure, image, shown, "share of the cell's clients and rounds")
         often = np.bincount(clients, minlength=population)
         _whole_numbers(histogram, often, SERIES[0])
         histogram.set(title="how often", xlabel="rounds a client took part in", ylabel="clients")
@@ -215,37 +202,24 @@ def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names
 
         heat = min(5.6, 1.1 + 0.19 * classes) if classes else 0.0
         figure = Figure(figsize=(9.2, 1.6 + heat), layout="constrained")
-        bars, *rest = (
-            figure.subplots(2, 1, height_ratios=(1.2, heat), sharex=True) if classes else [figure.add_subplot()]
-        )
+        if shares is None:
+            bars = lowest = figure.add_subplot()
+        else:
+            bars, lowest = figure.subplots(2, 1, height_ratios=(1.2, heat), sharex=True)
+            _heat_map(lowest, _bin_means(shares[order], edges).T, (-0.5, n - 0.5, -0.5, classes - 0.5))
+            _colour_bar(figure, lowest, "share of the client's examples")
+            lowest.set(title="classes of each client", ylabel="class")
+            if 0 < len(class_names) == classes <= 30:
+                lowest.set_yticks(range(classes), [_cut(name, 16) for name in class_names])
+            else:
+                lowest.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         bars.stairs(sizes, edges - 0.5, fill=True, color=SERIES[0], linewidth=0)
         bars.set(
-            title="examples per client",
+            title=f"examples per client{' (means of columns)' if binned else ''}",
             ylabel="examples",
             xlim=(-0.5, max(n, 1) - 0.5),
             ylim=(0, max(1.0, sizes.max(initial=1)) * 1.05),
         )
-        lowest = bars
-        for axes in rest:
-            assert shares is not None
-            shown = axes.imshow(
-                np.ma.masked_equal(_bin_means(shares[order], edges).T, 0),
-                cmap=_ramp(),
-                vmin=0,
-                vmax=1,
-                aspect="auto",
-                interpolation="none",
-                origin="lower",
-                extent=(-0.5, n - 0.5, -0.5, classes - 0.5),
-            )
-            axes.grid(False)
-            axes.set(title="classes of each client", ylabel="class")
-            if 0 < len(class_names) == classes <= 30:
-                axes.set_yticks(range(classes), [_cut(name, 16) for name in class_names])
-            else:
-                axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-            _colour_bar(figure, axes, shown, "share of the client's examples")
-            lowest = axes
         lowest.set_xlabel(x_label)
         lowest.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         return figure
@@ -293,7 +267,7 @@ def _styled() -> Generator[None]:
 
 
 def _draw(axes: "Axes", panel: Panel) -> None:
-    from matplotlib.ticker import EngFormatter, LogFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     values: list[np.ndarray] = []
     for curve in panel.curves:
@@ -316,9 +290,10 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     if panel.log and every.min() > 0 and every.max() > 20 * every.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if every.max() > 300 * every.min() else (1.0, 3.0)))
-        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlim(left=0)
     if axes.get_xlim()[1] >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
@@ -345,8 +320,24 @@ def _ramp() -> "Colormap":
     return ramp
 
 
-def _colour_bar(figure: "Figure", axes: "Axes", shown: "AxesImage", label: str) -> None:
-    bar = figure.colorbar(shown, ax=axes, label=label, pad=0.01, fraction=0.05)
+def _heat_map(axes: "Axes", values: np.ndarray, extent: tuple[float, float, float, float]) -> None:
+    """`values` [rows, columns] as an image, the first row at the bottom; zeros stay blank."""
+    axes.imshow(
+        np.ma.masked_equal(values, 0),
+        cmap=_ramp(),
+        vmin=0,
+        vmax=float(values.max(initial=0)) or 1.0,
+        aspect="auto",
+        interpolation="none",
+        origin="lower",
+        extent=extent,
+    )
+    axes.grid(False)
+
+
+def _colour_bar(figure: "Figure", axes: "Axes", label: str) -> None:
+    """What the colours of the axes' heat map mean."""
+    bar = figure.colorbar(axes.images[0], ax=axes, label=label, pad=0.01, fraction=0.05)
     bar.outline.set_visible(False)
     if bar.solids is not None:
         bar.solids.set_rasterized(True)

@@ -5,7 +5,7 @@ differ only in their seed are one group; groups are compared at equal communicat
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from html import escape
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 
 from raygrad import pictures, storage, tables
 from raygrad.errors import BadInput
@@ -50,6 +51,12 @@ class Probes:
     r: np.ndarray
     diversity: np.ndarray
     cosine: np.ndarray
+
+    @property
+    def named(self) -> list[tuple[str, np.ndarray]]:
+        """The three measures under the names that tables and pictures give them."""
+        names = ("r(x)", "gradient diversity n·Δ", "mean cosine to the mean gradient")
+        return list(zip(names, (self.r, self.diversity, self.cosine), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +143,14 @@ class Reached:
     seconds: float
 
 
-# ------------------------------------------------------------------------------------------------------- reading a run
+# --- reading a run
 
 
 def view(run: Path) -> RunView:
     """The run in folder `run`, finished or not. Raises BadInput when it is no run folder or a file in it is damaged."""
     file = run / "experiment.json"
     if not file.is_file():
-        raise BadInput(
-            f"{run} is no run folder: it has no experiment.json; `raygrad list runs` shows the runs there are"
-        )
+        raise BadInput(f"{run} is no run folder: it has no experiment.json; `raygrad list runs` shows what there is")
     record = _json(file)
     experiment = record.get("experiment")
     if not isinstance(experiment, dict):
@@ -178,12 +183,12 @@ def view(run: Path) -> RunView:
         validation_loss=rounds["validation_loss"],
         test_accuracy=rounds["test_accuracy"],
         test_loss=rounds["test_loss"],
-        probes=Probes(**{name: probes[name] for name in ("round", "clients", "r", "diversity", "cosine")}),
+        probes=Probes(probes["round"], probes["clients"], probes["r"], probes["diversity"], probes["cosine"]),
     )
 
 
 def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, Leaf]:
-    """A nested JSON object with dotted names: {"algorithm": {"lr": 0.1}} -> {"algorithm.lr": 0.1}; lists become text."""
+    """A nested JSON object with dotted names: {"local": {"steps": 5}} -> {"local.steps": 5}; lists become text."""
     flat: dict[str, Leaf] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -207,7 +212,7 @@ def _json(path: Path, optional: bool = False) -> dict[str, object]:
     version = record.get("schema_version", _SCHEMA_VERSION)
     if version != _SCHEMA_VERSION:
         raise BadInput(
-            f"{path} has schema_version {version}, this raygrad reads {_SCHEMA_VERSION}; use the raygrad that wrote it"
+            f"{path} has schema_version {version}, but this raygrad reads {_SCHEMA_VERSION}; use a newer one"
         )
     return record
 
@@ -228,7 +233,7 @@ def _seconds(run: Path, rounds: np.ndarray) -> np.ndarray:
     return latest[rounds]
 
 
-# ------------------------------------------------------------------------------------------------------- one run's table
+# --- one run's table
 
 
 def summary(run: Path) -> list[tuple[str, str]]:
@@ -248,28 +253,23 @@ def _summary(v: RunView) -> list[tuple[str, str]]:
         rows.append(("wall time", f"{_seconds_text(spent)}, {len(v.round) / max(spent, 1e-9):.3g} rounds/s"))
     if v.virtual_s.any():
         rows.append(("virtual time", _seconds_text(float(v.virtual_s[-1]))))
-    if not v.paper:
-        rows += _measured("validation accuracy", v, v.validation_accuracy, np.nanargmax)
-        rows += _measured("validation loss", v, v.validation_loss, np.nanargmin)
-    rows += _test_rows(v)
-    p, n = v.probes, f", n = {v.probes.clients[-1]} clients" if len(v.probes.clients) else ""
-    for label, values in (
-        ("r(x)", p.r),
-        ("gradient diversity n·Δ", p.diversity),
-        ("mean cosine to the mean", p.cosine),
-    ):
-        if len(values):
-            span = f"{_number(values[0])} (round {p.round[0]:,}) → {_number(values[-1])} (round {p.round[-1]:,})"
-            rows.append((label, span + n))
+    if v.paper:
+        rows += [(label, f"{text}; {PAPER_PROTOCOL}") for label, text in _measured("test accuracy", v, v.test_accuracy)]
+    else:
+        rows += _measured("validation accuracy", v, v.validation_accuracy)
+        rows += _measured("validation loss", v, v.validation_loss, least=True)
+    rows += _tested(v)
+    p = v.probes
+    if len(p.round):
+        first, last = f"(round {p.round[0]:,})", f"(round {p.round[-1]:,}), n = {p.clients[-1]:,} clients"
+        rows += [(label, f"{_number(y[0])} {first} → {_number(y[-1])} {last}") for label, y in p.named]
     if len(v.round):
         rows.append(("clients", f"{v.clients_asked.sum():,} asked, {v.clients_answered.sum():,} answered"))
     gangs = tables.read(v.path, "operations", ["attempt", "outcome"])
     if gangs.num_rows:
-        attempts = gangs["attempt"].to_numpy(zero_copy_only=False)
-        failed = gangs.num_rows - gangs["outcome"].to_pylist().count("answered")
-        rows.append(
-            ("gangs", f"{gangs.num_rows:,} attempts, {int((attempts > 1).sum()):,} repeated, {failed:,} failed")
-        )
+        repeated = gangs.filter(pc.field("attempt") > 1).num_rows
+        failed = gangs.filter(pc.field("outcome") != "answered").num_rows
+        rows.append(("gangs", f"{gangs.num_rows:,} attempts, {repeated:,} repeated, {failed:,} failed"))
     return rows
 
 
@@ -281,33 +281,28 @@ def describe(settings: Settings, part: str) -> str:
     return f"{kind} ({rest})" if rest else str(kind)
 
 
-def _measured(label: str, v: RunView, values: np.ndarray, best_of) -> list[tuple[str, str]]:
+def _measured(label: str, v: RunView, values: np.ndarray, least: bool = False) -> list[tuple[str, str]]:
     at = np.flatnonzero(np.isfinite(values))
     if not len(at):
         return []
-    best, last = int(best_of(values)), int(at[-1])
-    return [
-        (
-            label,
-            f"{values[last]:.4f} final (round {v.round[last]:,}), {values[best]:.4f} best (round {v.round[best]:,})",
-        )
-    ]
+    last, best = at[-1], at[np.argmin(values[at]) if least else np.argmax(values[at])]
+    final = f"{values[last]:.4f} final (round {v.round[last]:,})"
+    return [(label, f"{final}, {values[best]:.4f} best (round {v.round[best]:,})")]
 
 
-def _test_rows(v: RunView) -> list[tuple[str, str]]:
-    rows = _measured("test accuracy", v, v.test_accuracy, np.nanargmax) if v.paper else []
-    rows = [(label, f"{value}; {PAPER_PROTOCOL}") for label, value in rows]
-    measured = ", ".join(
-        f"{k.removeprefix('metrics.')} {_number(x)}" for k, x in v.final.items() if k.startswith("metrics.")
+def _tested(v: RunView) -> list[tuple[str, str]]:
+    """The test evaluation at the end."""
+    names = [k for k in v.final if k == "loss" or k.startswith("metrics.")]
+    if not names:
+        return []
+    values = ", ".join(
+        f"{k.removeprefix('metrics.')} {_number(v.final[k], '.4f')}" for k in sorted(names, reverse=True)
     )
-    loss = f"loss {_number(v.final['loss'])}" if "loss" in v.final else ""
-    if measured or loss:
-        on = f"{_leaf(v.final.get('examples'))} examples, after round {_leaf(v.final.get('round'))}"
-        rows.append(("test set", f"{', '.join(t for t in (measured, loss) if t)} ({on})"))
-    return rows
+    examples, after = _leaf(v.final.get("examples")), _leaf(v.final.get("round"))
+    return [("test set", f"{values} ({examples} examples, after round {after})")]
 
 
-# ----------------------------------------------------------------------------------------------------------- several runs
+# --- several runs
 
 
 def group(views: Sequence[RunView]) -> list[Group]:
@@ -338,7 +333,7 @@ def group(views: Sequence[RunView]) -> list[Group]:
 
 
 def _telling(differing: Sequence[str], views: Sequence[RunView]) -> dict[str, str]:
-    """What a group's label says before the value of each field: `beta=`, or nothing for a kind (`fedga` speaks for itself).
+    """What a group's label says before the value of each field: `beta=`, or nothing for the algorithm's kind.
 
     A field that one kind alone has, always with the same value, says nothing that its kind does not say.
     """
@@ -369,13 +364,15 @@ def reach(v: RunView, target: float) -> Reached | None:
     return Reached(int(v.round[i]), int(v.communications[i]), moved, float(v.seconds[i]))
 
 
-def common_target(views: Iterable[RunView]) -> float | None:
-    """The largest accuracy that every run reaches, rounded down to 0.01 (from 0.99 on to 0.001); None if one has none."""
-    best = [float(np.nanmax(v.accuracy)) if np.isfinite(v.accuracy).any() else 0.0 for v in views]
+def common_target(groups: Sequence[Group]) -> float | None:
+    """The largest accuracy that every run reaches, rounded down to 0.01 (from 0.99 on to 0.001).
+
+    Runs without any accuracy do not count. None when nothing is left.
+    """
+    best = [float(np.nanmax(v.accuracy)) for g in groups for v in g.runs if np.isfinite(v.accuracy).any()]
     least = min(best, default=0.0)
     step = 1000 if least >= 0.99 else 100
-    target = floor(least * step + 1e-9) / step
-    return target if target > 0 else None
+    return floor(least * step + 1e-9) / step or None
 
 
 def comparison(runs: Sequence[Path], target: float | None = None) -> tuple[list[str], list[list[str]]]:
@@ -383,25 +380,37 @@ def comparison(runs: Sequence[Path], target: float | None = None) -> tuple[list[
 
     Means and sample standard deviations are over seeds. Without a `target` accuracy it is `common_target`.
     """
-    views = _views(runs)
-    return _comparison(group(views), _target(views, target)[0])
+    groups = group(_views(runs))
+    return _comparison(groups, _target(groups, target)[0])
 
 
-def _target(views: Sequence[RunView], target: float | None) -> tuple[float | None, str]:
+def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None, str]:
     """The target accuracy and where it comes from."""
     if target is None:
-        return common_target(views), "the largest accuracy that every run reaches, rounded down"
+        return common_target(groups), "the largest accuracy that every run reaches, rounded down"
     if not 0 < target <= 1:
         raise BadInput(f"the target accuracy is {target}; it must be above 0 and at most 1")
     return target, "as asked for"
 
 
-def _comparison(groups: Sequence[Group], target: float | None) -> tuple[list[str], list[list[str]]]:
+def _judged(groups: Sequence[Group]) -> str:
+    """What accuracy and loss were measured on."""
     paper = {v.paper for g in groups for v in g.runs}
-    judged = "test" if paper == {True} else "validation" if paper == {False} else "judged"
+    return "validation or test" if len(paper) > 1 else "test" if True in paper else "validation"
+
+
+def _comparison(groups: Sequence[Group], target: float | None) -> tuple[list[str], list[list[str]]]:
+    judged = _judged(groups)
     to = "" if target is None else f" to {target:g}"
-    costs = [f"rounds{to}", f"communications{to}", f"bytes{to}", f"seconds{to}"] if target is not None else []
-    header = ["group", "seeds", *costs, f"final {judged} accuracy", f"best {judged} accuracy", "test accuracy"]
+    costs = [f"rounds{to}", f"communications{to}", f"MB{to}", f"seconds{to}"] if target is not None else []
+    header = [
+        "group",
+        "seeds",
+        *costs,
+        f"final {judged} accuracy",
+        f"best {judged} accuracy",
+        "final test accuracy",
+    ]
     rows = []
     for g in groups:
         row = [g.label, str(len(g.runs))]
@@ -421,33 +430,38 @@ def _costs(reached: Sequence[Reached | None]) -> list[str]:
     if not done:
         return ["not reached"] * 4
     some = "" if len(done) == len(reached) else f" ({len(done)} of {len(reached)} seeds)"
-    mega = [r.bytes / 1e6 for r in done]
+    timed = [r.seconds for r in done if isfinite(r.seconds)]
     return [
-        _spread([r.rounds for r in done], ".4g") + some,
-        _spread([r.communications for r in done], ".4g") + some,
-        _spread(mega, ".4g") + " MB" + some,
-        _spread([r.seconds for r in done if isfinite(r.seconds)], ".4g") + some,
+        _amount([r.rounds for r in done]) + some,
+        _amount([r.communications for r in done]) + some,
+        _amount([r.bytes / 1e6 for r in done]) + some,
+        _amount(timed) + (some if timed else ""),
     ]
 
 
-def _spread(values: Sequence[float], form: str = ".4f") -> str:
+def _amount(values: Sequence[float]) -> str:
+    """`_spread` with about three digits."""
+    if len(values) == 1:
+        return f"{values[0]:,.0f}" if values[0] >= 1000 else f"{values[0]:.4g}"
+    digits = len(str(int(np.mean(values)))) if values else 0
+    return _spread(values, max(0, 3 - digits))
+
+
+def _spread(values: Sequence[float], decimals: int = 4) -> str:
     """`mean ± sample standard deviation`; one value stands alone."""
     if not values:
         return "–"
-    mean = float(np.mean(values))
-    text = f"{mean:,.0f}" if form == ".4g" and mean >= 1000 else f"{mean:{form}}"
-    if len(values) == 1:
-        return text
-    return f"{text} ± {float(np.std(values, ddof=1)):{'.2g' if form == '.4g' else form}}"
+    mean = f"{float(np.mean(values)):,.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ± {float(np.std(values, ddof=1)):,.{decimals}f}"
 
 
 def _views(runs: Sequence[Path]) -> list[RunView]:
     if not runs:
-        raise BadInput("a report needs at least one run; `raygrad list runs` shows the runs there are")
+        raise BadInput("a report needs at least one run; `raygrad list runs` shows what there is")
     return [view(run) for run in dict.fromkeys(Path(r).resolve() for r in runs)]
 
 
-# ------------------------------------------------------------------------------------------------------------ partitions
+# --- partitions
 
 
 def partition_table(label_counts: np.ndarray | None, examples: np.ndarray) -> list[tuple[str, str]]:
@@ -481,27 +495,25 @@ def partition_picture(
 
 
 def _partition(v: RunView) -> tuple[np.ndarray | None, np.ndarray]:
-    """A run's label counts [N, C] (None without classes) and examples [N], by client."""
-    table = tables.read(v.path, "partition", ["client", "examples", "label_counts"])
+    """A run's label counts [N, C] (None without classes) and examples [N], validation parts included, by client."""
+    table = tables.read(v.path, "partition")
     order = np.argsort(table["client"].to_numpy(zero_copy_only=False), kind="stable")
-    examples = table["examples"].to_numpy(zero_copy_only=False)[order]
-    lists = table["label_counts"]
+    examples = (table["examples"].to_numpy(zero_copy_only=False) + table["validation_examples"].to_numpy())[order]
+    lists = table["label_counts"].combine_chunks()
     if not len(examples) or lists.null_count:
         return None, examples
-    flat = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if len(flat) % len(examples):
+    lengths = np.unique(lists.value_lengths().to_numpy())
+    if len(lengths) != 1:
         where = tables.folder(v.path, "partition")
-        raise BadInput(
-            f"{where} is damaged: {len(flat)} label counts for {len(examples)} clients, expected equally many each"
-        )
-    return flat.reshape(len(examples), -1)[order], examples
+        raise BadInput(f"{where} is damaged: clients have {lengths} label counts, expected equally many each")
+    return lists.flatten().to_numpy().reshape(len(examples), lengths[0])[order], examples
 
 
 def _three(values: np.ndarray) -> str:
     return f"min {int(values.min()):,}, median {float(np.median(values)):,.4g}, max {int(values.max()):,}"
 
 
-# -------------------------------------------------------------------------------------------------------------- the page
+# --- the page
 
 
 def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -> Path:
@@ -523,48 +535,38 @@ def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -
 
 
 def _one(v: RunView) -> str:
+    alone = [Group(v.name, {}, (v,))]
+    repeat = f"raygrad run experiment.json\nraygrad resume {v.title}\nraygrad digest {v.title}"
     parts = [
         f"<h1>{escape(v.name)}</h1>",
         f'<p class="sub">run {escape(v.title)} · experiment {escape(v.hash[:12])}</p>',
-        _table(["", ""], [list(row) for row in _summary(v)], "What the run did"),
-        *_learning(v),
-        *_alignment(v),
+        _table([], _summary(v), "What the run did"),
+        *_learning(alone, None),
+        *_alignment(alone),
         *_participation(v),
-        *_partition_part(v),
+        *_partitioned(v),
         "<h2>Settings</h2>",
         _settings("Experiment", v.settings, opened=True),
         _settings("Machines", v.where),
         _settings("Numerics", v.numerics),
         "<h2>How to repeat it</h2>",
-        "<p>In the run's folder, the first line trains the same model again. The second continues the run where it stopped "
-        "(with <code>--rounds</code>, up to a larger total). The third prints one line that is equal for equal results.</p>",
-        f"<pre>raygrad run experiment.json\nraygrad resume {escape(v.title)}\nraygrad digest {escape(v.title)}</pre>",
-        _cited(),
+        "<p>The first line, in the run's folder, trains the same model again. The second continues the run where it "
+        "stopped (with <code>--rounds</code>, up to a larger total). The third prints one line, which is the same for "
+        f"runs with the same result.</p><pre>{escape(repeat)}</pre>",
+        _CITED,
     ]
     return _page(v.title, parts)
 
 
 def _several(views: Sequence[RunView], target: float | None) -> str:
-    groups, (goal, origin) = group(views), _target(views, target)
+    groups = group(views)
+    goal, origin = _target(groups, target)
     header, rows = _comparison(groups, goal)
-    kept = {id(v) for g in groups for v in g.runs}
-    mixed = len({v.paper for v in views}) > 1
-    judged = (
-        PAPER_PROTOCOL
-        if all(v.paper for v in views)
-        else "validation accuracy; the test set was touched once, at the end"
-    )
-    if mixed:
-        judged = f"validation accuracy, and for runs under the papers' protocol test accuracy ({PAPER_PROTOCOL})"
-    said = f"Target accuracy {goal:g}: {origin}. " if goal is not None else "No accuracy that every run reaches. "
-    note = f"{said}Judged by {judged}. Mean ± sample standard deviation over seeds. Bytes count both directions."
-    places = {(_leaf(v.where.get("on")), _leaf(v.where.get("hosts"))) for v in views}
-    if len(places) > 1:
-        note += " The runs did not all use the same machines: compare their seconds with care."
-    lines = [
+    owner = {id(v): g.label for g in groups for v in g.runs}
+    runs = [
         [
             v.title,
-            next((g.label for g in groups if v in g.runs), "left out: repeats a seed"),
+            owner.get(id(v), "not counted: repeats a seed"),
             _leaf(v.settings.get("seed")),
             f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,}",
             " ".join(_leaf(v.where[k]) for k in ("on", "hosts") if k in v.where),
@@ -572,85 +574,129 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
         ]
         for v in views
     ]
-    common = {
-        k: x for k, x in views[0].settings.items() if k != "seed" and k not in set().union(*(g.fields for g in groups))
-    }
-    title = f"{len(views)} runs in {len(groups)} {'group' if len(groups) == 1 else 'groups'}"
+    differing = {k for g in groups for k in g.fields} | {"seed"}
+    shared = {k: x for k, x in views[0].settings.items() if k not in differing}
+    title = f"{len(views)} runs, {len(groups)} {'group' if len(groups) == 1 else 'groups'}"
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="sub">{escape(", ".join(sorted({v.name for v in views})))}</p>',
         _table(header, rows, "Cost and accuracy"),
-        f'<p class="note">{escape(note)}</p>',
-        *_compared(groups, goal),
+        f'<p class="note">{escape(_protocol(groups, goal, origin))}</p>',
+        *_learning(groups, goal),
+        *_alignment(groups),
         "<h2>Groups</h2>",
         _fields(groups),
-        _settings("What all runs share", common),
-        _table(["run", "group", "seed", "rounds", "on", "experiment"], lines, f"Runs ({len(kept)} counted)"),
+        _table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
+        _settings("What all runs share", shared),
         "<h2>How to repeat it</h2>",
-        "<p>Each run's folder holds its experiment; in it:</p>",
-        "<pre>raygrad run experiment.json</pre>",
-        _cited(),
+        "<p>In the folder of a run:</p><pre>raygrad run experiment.json</pre>",
+        _CITED,
     ]
     return _page(title, parts)
 
 
-def _axes(views: Sequence[RunView]) -> list[tuple[str, Literal["communications", "seconds", "virtual_s"]]]:
-    axes: list[tuple[str, Literal["communications", "seconds", "virtual_s"]]] = [("communications", "communications")]
-    if any(np.isfinite(v.seconds).any() for v in views):
-        axes.append(("wall seconds", "seconds"))
-    if any(v.virtual_s.any() for v in views):
-        axes.append(("virtual seconds", "virtual_s"))
-    return axes
-
-
-def _learning(v: RunView) -> list[str]:
-    if not len(v.round):
-        return ["<p>No round is finished yet.</p>"]
-    judged = "test" if v.paper else "validation"
-    grid: list[list[pictures.Panel]] = [[], []]
-    measured = np.isfinite(v.accuracy).any()
-    for label, name in _axes([v]):
-        x = getattr(v, name).astype(np.float64)
-        grid[0].append(pictures.Panel(f"{judged} accuracy", label, [pictures.Curve(judged, x, v.accuracy)]))
-        losses = [pictures.Curve("training", x, v.train_loss, series=1), pictures.Curve(judged, x, v.loss, series=0)]
-        grid[1].append(pictures.Panel("loss", label, losses, log=True))
-    at = np.flatnonzero(np.isfinite(v.accuracy))
-    said = ""
-    if measured:
-        best = int(np.nanargmax(v.accuracy))
-        said = (
-            f"{judged.capitalize()} accuracy goes from {v.accuracy[at[0]]:.4f} to {v.accuracy[at[-1]]:.4f} in "
-            f"{v.communications[-1]:,} communications; the best is {v.accuracy[best]:.4f}, in round {v.round[best]:,}."
+def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
+    """How the numbers of a comparison were made."""
+    views = [v for g in groups for v in g.runs]
+    said = [f"Target accuracy {goal:g}: {origin}." if goal is not None else "No run has an accuracy."]
+    if any(not v.paper for v in views):
+        said.append(
+            "Validation accuracy is measured on parts of the clients' shards; the test set is used once, at the end."
         )
-    if v.paper:
-        said += f" Test accuracy ({PAPER_PROTOCOL})."
-    caption = f"{said} Training loss is the mean over the clients that took part in the round."
-    return [
-        "<h2>Learning</h2>",
-        _figure(pictures.lines(grid if measured else grid[1:]), "learning", "Learning", caption),
-    ]
+    if any(v.paper for v in views):
+        said.append(f"Test accuracy ({PAPER_PROTOCOL}).")
+    said.append("Mean ± sample standard deviation over seeds. MB: both directions together.")
+    if len({(_leaf(v.where.get("on")), _leaf(v.where.get("hosts"))) for v in views}) > 1:
+        said.append("The runs did not all use the same machines: compare their seconds with care.")
+    return " ".join(said)
 
 
-def _alignment(v: RunView) -> list[str]:
-    p = v.probes
-    if not len(p.round):
+# --- the pictures on the page
+
+Axis = Literal["communications", "seconds", "virtual_s"]
+Measure = Literal["accuracy", "loss", "train_loss"]
+
+
+def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
+    """Accuracy and loss over communications and seconds; of a single run the training loss, too."""
+    views = [v for g in groups for v in g.runs]
+    if not any(len(v.round) for v in views):
+        return ["<p>No round is finished yet.</p>"]
+    series, judged = _series(groups), _judged(groups)
+    axes: dict[Axis, str] = {"communications": "communications"}
+    if any(np.isfinite(v.seconds).any() for v in views):
+        axes["seconds"] = "wall seconds"
+    if any(v.virtual_s.any() for v in views):
+        axes["virtual_s"] = "virtual seconds"
+
+    def panels(title: str, curves: Sequence[tuple[Group, Measure, str, int | None]], line: float | None, log: bool):
+        drawn = [(_mean_over_seeds(g, what, list(axes)), label, colour) for g, what, label, colour in curves]
+        return [
+            pictures.Panel(
+                title, text, [pictures.Curve(label, *curve[axis], colour) for curve, label, colour in drawn], line, log
+            )
+            for axis, text in axes.items()
+        ]
+
+    alone = len(views) == 1
+    labels = [judged if alone else g.label for g in groups]
+    named = list(zip(groups, labels, series, strict=True))
+    losses: list[tuple[Group, Measure, str, int | None]] = [(g, "loss", label, s) for g, label, s in named]
+    if alone:
+        losses.insert(0, (groups[0], "train_loss", "training", 1))
+    grid = [panels("loss" if alone else f"{judged} loss", losses, None, True)]
+    if any(np.isfinite(v.accuracy).any() for v in views):
+        title = f"{judged} accuracy" + (" (paper's protocol)" if judged == "test" else "")
+        grid.insert(0, panels(title, [(g, "accuracy", label, s) for g, label, s in named], target, False))
+    caption = _told(views[0]) if alone else f"Accuracy and loss of {len(groups)} groups. {_legend(groups, series)}"
+    if target is not None:
+        caption += f" The dotted line is the target, {target:g}."
+    return ["<h2>Learning</h2>", _figure(pictures.lines(grid), "learning", "Learning", caption)]
+
+
+def _told(v: RunView) -> str:
+    """The learning curves of one run in words."""
+    said = ["Training loss: mean over the clients that took part in a round."]
+    at = np.flatnonzero(np.isfinite(v.accuracy))
+    if len(at):
+        what = f"Test accuracy ({PAPER_PROTOCOL})" if v.paper else "Validation accuracy"
+        best = at[np.argmax(v.accuracy[at])]
+        said.insert(
+            0,
+            f"{what}: from {v.accuracy[at[0]]:.4f} to {v.accuracy[at[-1]]:.4f} in {v.communications[at[-1]]:,} "
+            f"communications; the best is {v.accuracy[best]:.4f}, in round {v.round[best]:,}.",
+        )
+    return " ".join(said)
+
+
+def _alignment(groups: Sequence[Group]) -> list[str]:
+    """r(x), gradient diversity and cosines over communications."""
+    views = [v for g in groups for v in g.runs]
+    probed = [v for v in views if len(v.probes.round)]
+    if not probed:
         return []
-    x = _communications_at(v, p.round)
-    n = f"n = {p.clients[-1]}"
-    panels = [
-        pictures.Panel("r(x)", "communications", [pictures.Curve("r(x)", x, p.r)], log=True),
-        pictures.Panel(
-            f"gradient diversity n·Δ ({n})", "communications", [pictures.Curve("n·Δ", x, p.diversity)], log=True
-        ),
-        pictures.Panel("mean cosine to the mean gradient", "communications", [pictures.Curve("cosine", x, p.cosine)]),
-    ]
-    figure = pictures.lines([panels], legend=False)
+    series = _series(groups)
+    counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
+    clients = " or ".join(f"{n:,}" for n in counts)
+    panels = []
+    for i, (name, _) in enumerate(probed[0].probes.named):
+        title = f"{name} (n = {clients})" if "n·Δ" in name else name
+        curves = [pictures.Curve(g.label, *_mean_probe(g, i), s) for g, s in zip(groups, series, strict=True)]
+        panels.append(pictures.Panel(title, "communications", curves, log="cosine" not in name))
     caption = (
-        f"How well the gradients of {p.clients[-1]} fixed clients agree: r(x) = 1/(2n) Σ |g_i − g|² goes from "
-        f"{_number(p.r[0])} to {_number(p.r[-1])}; gradient diversity n·Δ = (1/n) Σ |g_i|² / |g|² is 1 when all gradients "
-        f"are equal, and goes from {_number(p.diversity[0])} to {_number(p.diversity[-1])}."
+        f"How well the gradients g_i of n = {clients} fixed clients agree, where g is their mean: "
+        "r(x) = 1/(2n) Σ |g_i − g|²; gradient diversity n·Δ = 1/n Σ |g_i|² / |g|², which is 1 where all gradients are "
+        "equal; the mean cosine between g_i and g. "
     )
-    return ["<h2>Gradient alignment</h2>", _figure(figure, "alignment", "Gradient alignment", caption)]
+    if len(views) == 1:
+        changes = [f"{name} from {_number(y[0])} to {_number(y[-1])}" for name, y in views[0].probes.named]
+        caption += f"Here: {', '.join(changes)}."
+    else:
+        caption += _legend(groups, series)
+    return [
+        "<h2>Gradient alignment</h2>",
+        _figure(pictures.lines([panels]), "alignment", "Gradient alignment", caption),
+    ]
 
 
 def _participation(v: RunView) -> list[str]:
@@ -658,7 +704,8 @@ def _participation(v: RunView) -> list[str]:
     if not len(table["client"]):
         return []
     clients, rounds = table["client"].astype(np.int64), table["round"].astype(np.int64)
-    population = max(_population(v), int(clients.max()) + 1)
+    known = [n for n in (v.data.get("clients"), v.settings.get("partition.clients")) if isinstance(n, int)]
+    population = max([*known[:1], int(clients.max()) + 1])
     figure = pictures.participation(clients, rounds, population, int(max(v.round.max(initial=1), rounds.max())))
     often = np.bincount(clients, minlength=population)
     caption = (
@@ -668,140 +715,103 @@ def _participation(v: RunView) -> list[str]:
     return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption)]
 
 
-def _partition_part(v: RunView) -> list[str]:
+def _partitioned(v: RunView) -> list[str]:
     counts, examples = _partition(v)
     if not len(examples):
         return []
-    figure = pictures.partition(counts, examples, v.class_names)
-    caption = "; ".join(f"{label}: {value}" for label, value in partition_table(counts, examples)) + "."
-    return ["<h2>Partition</h2>", _figure(figure, "partition", "Clients and classes", caption.capitalize())]
+    rows = partition_table(counts, examples)
+    caption = "What each client holds, validation parts included." + (
+        " Blank: none of the class." if counts is not None else ""
+    )
+    told = "; ".join(f"{label}: {value}" for label, value in rows)
+    drawing = _figure(
+        pictures.partition(counts, examples, v.class_names), "partition", "Clients and classes", caption, told
+    )
+    return ["<h2>Partition</h2>", drawing, _table([], rows, "The partition")]
 
 
-def _population(v: RunView) -> int:
-    for settings, key in ((v.data, "clients"), (v.settings, "partition.clients")):
-        found = settings.get(key)
-        if isinstance(found, int):
-            return found
-    return 0
+def _series(groups: Sequence[Group]) -> list[int | None]:
+    """Which look each group's curves have: the groups with the best accuracy have colours, the others are grey."""
+    best = [max((float(np.nanmax(v.accuracy, initial=-1)) for v in g.runs), default=-1.0) for g in groups]
+    leading = sorted(sorted(range(len(groups)), key=lambda i: -best[i])[:_SHOWN_GROUPS])
+    return [leading.index(i) if i in leading else None for i in range(len(groups))]
+
+
+def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
+    """What lines, bands and grey mean."""
+    said = []
+    if any(len(g.runs) > 1 for g in groups):
+        said.append("Lines: means over seeds at equal communications; bands: from the least to the largest.")
+    if None in series:
+        said.append(f"Grey: the {series.count(None)} groups with lower accuracy.")
+    return " ".join(said)
+
+
+Line = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
+"""x, mean, least and largest (None for a single seed), each [p]."""
+
+
+def _mean_over_seeds(g: Group, measure: Measure, axes: Sequence[Axis]) -> dict[Axis, Line]:
+    """The group's curve where all its seeds were measured, over each axis; seconds are means, too."""
+    at = [np.flatnonzero(np.isfinite(getattr(v, measure))) for v in g.runs]
+    common = _common([v.communications[i] for v, i in zip(g.runs, at, strict=True)])
+    at = [i[c] for i, c in zip(at, common, strict=True)]
+    rows = np.stack([getattr(v, measure)[i] for v, i in zip(g.runs, at, strict=True)])
+    xs: dict[Axis, np.ndarray] = {
+        a: np.stack([getattr(v, a)[i] for v, i in zip(g.runs, at, strict=True)]).mean(0) for a in axes
+    }
+    return {a: _line(x, rows) for a, x in xs.items()}
+
+
+def _mean_probe(g: Group, measure: int) -> Line:
+    """The group's curve of one alignment measure over communications."""
+    xs = [_communications_at(v, v.probes.round) for v in g.runs]
+    common = _common(xs)
+    rows = np.stack([v.probes.named[measure][1][i] for v, i in zip(g.runs, common, strict=True)])
+    return _line(xs[0][common[0]], rows)
 
 
 def _communications_at(v: RunView, rounds: np.ndarray) -> np.ndarray:
     """The communications charged by the end of each of `rounds` (0 before the first round)."""
-    total = np.concatenate([[0], v.communications])
-    return total[np.searchsorted(v.round, rounds, "right")].astype(np.float64)
+    return np.concatenate([[0], v.communications])[np.searchsorted(v.round, rounds, "right")]
 
 
-def _compared(groups: Sequence[Group], target: float | None) -> list[str]:
-    """The curves of all groups. The best ones have colours, the others are thin and grey."""
-    best = [np.mean([np.nanmax(v.accuracy, initial=-1.0) for v in g.runs]) for g in groups]
-    leading = sorted(sorted(range(len(groups)), key=lambda i: -best[i])[:_SHOWN_GROUPS])
-    series = {i: leading.index(i) if i in leading else None for i in range(len(groups))}
-    views = [v for g in groups for v in g.runs]
-    axes = [(label, name) for label, name in _axes(views)]
-    seeds = max(len(g.runs) for g in groups)
-    band = (
-        " Lines are means over seeds at equal communications, bands reach from the least to the largest."
-        if seeds > 1
-        else ""
-    )
-    rest = f" In grey: the {len(groups) - len(leading)} other groups." if len(groups) > len(leading) else ""
-    at = "" if target is None else f" The dashed line is the target, {target:g}."
-    parts = []
-    grid: list[list[pictures.Panel]] = []
-    for what, kind in (("accuracy", "accuracy"), ("loss", "loss")):
-        curves = [_mean_curves(g, kind, [name for _, name in axes], series[i]) for i, g in enumerate(groups)]
-        if not any(np.isfinite(c.y).any() for drawn in curves for c in drawn):
-            continue
-        title = f"{'test' if all(v.paper for v in views) else 'validation' if not any(v.paper for v in views) else 'judged'} {what}"
-        line = target if what == "accuracy" else None
-        grid.append(
-            [
-                pictures.Panel(title, label, [drawn[j] for drawn in curves], line, log=what == "loss")
-                for j, (label, _) in enumerate(axes)
-            ]
-        )
-    if grid:
-        caption = f"Accuracy and loss of {len(groups)} groups.{band}{at}{rest}"
-        figure = pictures.lines(grid)
-        parts += ["<h2>Learning</h2>", _figure(figure, "learning", "Learning of all groups", caption)]
-    panels = []
-    for title, name in (
-        ("r(x)", "r"),
-        ("gradient diversity n·Δ", "diversity"),
-        ("mean cosine to the mean gradient", "cosine"),
-    ):
-        curves = [
-            _mean_probe(g, name, series[i]) for i, g in enumerate(groups) if any(len(v.probes.round) for v in g.runs)
-        ]
-        if curves:
-            panels.append(pictures.Panel(title, "communications", curves, log=name != "cosine"))
-    if panels:
-        measured = sorted({int(n) for v in views for n in np.unique(v.probes.clients)})
-        on = " or ".join(f"{n:,}" for n in measured)
-        caption = f"Agreement of the gradients of n = {on} fixed clients.{band}{rest}"
-        parts += [
-            "<h2>Gradient alignment</h2>",
-            _figure(pictures.lines([panels]), "alignment", "Gradient alignment", caption),
-        ]
-    return parts
+def _common(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each of the ascending `xs`, where it has the values that all of them have."""
+    shared = reduce(np.intersect1d, xs)
+    return [np.searchsorted(x, shared) for x in xs]
 
 
-def _mean_curves(g: Group, kind: str, axes: Sequence[str], series: int | None) -> list[pictures.Curve]:
-    """Mean, least and largest over the seeds at the communications at which all of them were measured; one curve per axis."""
-    measured = [np.flatnonzero(np.isfinite(getattr(v, kind))) for v in g.runs]
-    common, at = _aligned([v.communications[i] for v, i in zip(g.runs, measured, strict=True)])
-    rows = np.array([getattr(v, kind)[i][a] for v, i, a in zip(g.runs, measured, at, strict=True)])
-    xs = {
-        name: np.array([getattr(v, name)[i][a] for v, i, a in zip(g.runs, measured, at, strict=True)]) for name in axes
-    }
-    return [
-        _over_seeds(g.label, xs[name].mean(0) if name != "communications" else common, rows, series) for name in axes
-    ]
-
-
-def _mean_probe(g: Group, name: str, series: int | None) -> pictures.Curve:
-    having = [v for v in g.runs if len(v.probes.round)]
-    common, at = _aligned([_communications_at(v, v.probes.round) for v in having])
-    rows = np.array([getattr(v.probes, name)[a] for v, a in zip(having, at, strict=True)])
-    return _over_seeds(g.label, common, rows, series)
-
-
-def _aligned(xs: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The values that all of `xs` have, and where each has them first."""
-    common = reduce(np.intersect1d, xs)
-    return common, [np.searchsorted(x, common) for x in xs]
-
-
-def _over_seeds(label: str, x: np.ndarray, rows: np.ndarray, series: int | None) -> pictures.Curve:
+def _line(x: np.ndarray, rows: np.ndarray) -> Line:
     x = x.astype(np.float64)
-    if len(rows) == 1 or series is None or not rows.size:
-        return pictures.Curve(label, x, rows.mean(0) if rows.size else np.full(len(x), np.nan), series=series)
-    return pictures.Curve(label, x, rows.mean(0), rows.min(0), rows.max(0), series)
+    return (x, rows.mean(0), None, None) if len(rows) == 1 else (x, rows.mean(0), rows.min(0), rows.max(0))
 
 
-# ------------------------------------------------------------------------------------------------------------------ HTML
+# --- HTML
 
 
-def _figure(figure: "Figure", name: str, title: str, caption: str) -> str:
-    drawing = pictures.inline(figure, name, f"{title}. {caption}")
+def _figure(figure: "Figure", name: str, title: str, caption: str, told: str = "") -> str:
+    """A picture with its caption; `told` is further alternative text."""
+    drawing = pictures.inline(figure, name, f"{title}. {caption} {told}".strip())
     return f'<figure id="{name}">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names the rows; without any header text there is no header row."""
+    """A table whose first column names the rows. With a header its cells do not wrap."""
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in header)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     )
-    head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
-    return f'<div class="wide"><table><caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table></div>'
+    head = f"<thead><tr>{head}</tr></thead>" if header else ""
+    opening = '<div class="wide"><table class="grid">' if header else '<div class="wide"><table>'
+    return f"{opening}<caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table></div>"
 
 
 def _settings(title: str, settings: Settings, opened: bool = False) -> str:
     if not settings:
         return ""
-    table = _table(["", ""], [[key, _leaf(value)] for key, value in settings.items()], title)
+    table = _table([], [(key, _leaf(value)) for key, value in settings.items()], title)
     return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{table}</details>"
 
 
@@ -812,10 +822,6 @@ def _fields(groups: Sequence[Group]) -> str:
         return "<p>The runs differ in their seed only.</p>"
     rows = [[g.label, *(_leaf(g.fields[k]) if k in g.fields else "" for k in keys)] for g in groups]
     return _table(["group", *keys], rows, "What sets the groups apart")
-
-
-def _cited() -> str:
-    return f"<h2>Citation</h2><p>{escape(CITATION)}</p><pre>{escape(BIBTEX)}</pre>"
 
 
 def _page(title: str, parts: Sequence[str]) -> str:
@@ -835,6 +841,8 @@ def _page(title: str, parts: Sequence[str]) -> str:
     )
 
 
+_CITED = f"<h2>Citation</h2><p>{escape(CITATION)}</p><pre>{escape(BIBTEX)}</pre>"
+
 _STYLE = """
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
@@ -850,24 +858,26 @@ table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nu
 caption{text-align:left;font-weight:600;padding:.25rem 0}
 th,td{text-align:left;vertical-align:top;padding:.3rem 1.25rem .3rem 0;border-bottom:1px solid var(--grid)}
 th[scope=row]{font-weight:400;color:var(--muted)}
-thead th{font-weight:600}
+thead th{font-weight:600;vertical-align:bottom}
+.grid :is(th,td){padding-right:.9rem}
+.grid tbody :is(th,td){white-space:nowrap}
 pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--grid);border-radius:4px;font-size:.875rem}
 details{margin:.5rem 0}
 summary{cursor:pointer}
 details caption{display:none}
 """
 
-# ------------------------------------------------------------------------------------------------------- numbers as text
+# --- numbers as text
 
 
 def _leaf(value: Leaf) -> str:
     return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: object) -> str:
+def _number(value: object, form: str = ".4g") -> str:
     if not isinstance(value, int | float | np.number):
         return str(value)
-    return f"{float(value):.4g}" if isfinite(value) else "∞" if float(value) > 0 else "not finite"
+    return f"{float(value):{form}}" if isfinite(value) else "∞" if float(value) > 0 else "not finite"
 
 
 def _bytes(count: int | np.integer) -> str:

@@ -79,7 +79,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("examples", pa.int64(), "training examples"),
             _column("validation_examples", pa.int64(), "examples cut off for validation"),
             _column(
-                "label_counts", pa.list_(pa.int64()), "examples of each class, both parts; null for regression", True
+                "label_counts", pa.list_(pa.int64()), "training examples of each class; null for regression", True
             ),
         ]
     ),

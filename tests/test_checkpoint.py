@@ -457,6 +457,29 @@ def test_saving_something_else_replaces_it(run: Path, new_store: Callable[[], St
         assert set(files(run)) == {f.path for f in found.files} | {"000001/meta.json"}
 
 
+def test_other_client_states_are_something_else(run: Path, new_store: Callable[[], StateStore]) -> None:
+    for change in ("dirty", "another store"):
+        store = new_store()
+        advance(store, 1)
+        save(run, 1, tensors(1), store, {})
+        if change == "dirty":
+            advance(store, 2)
+        else:
+            store = new_store()
+        save(run, 1, tensors(1), store, {})
+        assert check(run, {1: (tensors(1), everything(store))}, new_store()) == 1
+
+
+def test_a_file_that_the_store_needs_is_never_written_over(run: Path, new_store: Callable[[], StateStore]) -> None:
+    store = new_store()
+    advance(store, 1)
+    folder = save(run, 1, tensors(1), store, {})
+    (folder / "meta.json").unlink()
+    advance(store, 2, m=1)
+    save(run, 1, tensors(2), store, {})
+    assert check(run, {1: (tensors(2), everything(store))}, new_store()) == 1
+
+
 def test_a_silently_damaged_file_is_written_again(run: Path, new_store: Callable[[], StateStore]) -> None:
     store = new_store()
     folder = save(run, 1, tensors(1), store, {})
@@ -557,6 +580,11 @@ def test_a_process_may_die_at_any_moment(
         state = (bits(found.tensors()), bits(everything(resumed)))
         allowed = [expected[target], before[2]]
         assert state in [(bits(a), bits(b)) for a, b in allowed], f"{case}: wrong after dying at {fate.seen}"
+
+        if case != "after damage":
+            present = checkpoint._present(run / "checkpoints").values()
+            whole = [checkpoint._has_size(c.root, f) for c in present for f in c.files]
+            assert all(whole), f"{case}: a checkpoint that counts lacks a file after dying at {fate.seen}"
 
         # The resumed process goes on: the same checkpoint, if it is not there, and the next one.
         if state[0] != bits(expected[target][0]):

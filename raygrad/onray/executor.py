@@ -6,8 +6,11 @@ that host while it lives. Calls are at most once: what a dead host owed is asked
 Since a gang is deterministic, none of this changes a bit.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -53,6 +56,15 @@ class _Call:
     host: _Host
     attempt: int
     started: float
+
+
+@cache
+def _ship_by_value(name: str) -> None:
+    """Send code of a user's own module along, since hosts may not be able to import it. Installed packages they can."""
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None)
+    if name != "__main__" and not name.startswith("raygrad.") and file and "site-packages" not in Path(file).parts:
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 class RayExecutor:
@@ -137,6 +149,7 @@ class RayExecutor:
         """The gangs' replies, as they come. Raises Stopped if a gang fails three times or no host is left."""
         if phase.number == 0:
             self._phases, self._owners = [], {}
+        _ship_by_value(phase.work.__module__)
         reference = ray.put(phase)
         self._phases.append(reference)
         source = iter(gangs)

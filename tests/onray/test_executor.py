@@ -1,0 +1,195 @@
+"""Host actors: lost ones cost time, never bits; what a client does wrong is named."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from raygrad.algorithms import ALGORITHMS
+from raygrad.algorithms.fedga import FedGA
+from raygrad.algorithms.fedavg import FedAvg
+from raygrad.contract import Answer, Task
+from raygrad.driver import Done, Driver, Executor, ServerState
+from raygrad.errors import BadInput, Diverged, Stopped
+from raygrad.executors.inprocess import InProcess
+from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.gang import Gang, Phase
+from raygrad.onray.cluster import check_room
+from raygrad.onray.executor import RayExecutor
+from raygrad.plan import Plan, make_plan
+from raygrad.states import StateStore
+from raygrad.verify import problem
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def planned(e: Experiment, folder: Path) -> Plan:
+    return make_plan(e, Where(on="local"), folder)
+
+
+def play(plan: Plan, executor: Executor, rounds: int, folder: Path) -> tuple[ServerState, list[str]]:
+    """The state after some rounds, and the outcome of every gang call."""
+    e = plan.experiment
+    store = StateStore(folder / "states", plan.client_state, 10**9)
+    driver = Driver(e.algorithm, e.sampler, plan.population, executor, store, e.seed, 2, plan.x.dtype)
+    state, outcomes = ServerState(e.algorithm.init(plan.x, plan.population)), []
+    for index in range(1, rounds + 1):
+        played = driver.play(state, index)
+        state = played.state
+        outcomes += [o.outcome for o in played.talk.operations]
+        for clients, rows in played.talk.states:
+            store.put(clients, rows)
+    store.close()
+    return state, outcomes
+
+
+@dataclass
+class KillsAfter:
+    """Kills one host each time the given phase is over."""
+
+    inner: RayExecutor
+    phase: int
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        yield from self.inner.run(phase, gangs)
+        if phase.number == self.phase:
+            named = [h for h in self.inner.hosts if h.name]
+            ray.kill(named[0].actor)
+
+
+@pytest.mark.parametrize(("name", "phase"), [("fedga", 0), ("fedga", 1), ("scaffold", 0)])
+def test_a_killed_host_changes_no_bit(name: str, phase: int, tmp_path: Path) -> None:
+    plan = planned(problem(ALGORITHMS[name]()), tmp_path)
+    expected, _ = play(plan, InProcess(plan.spec), 3, tmp_path)
+    executor = RayExecutor(plan.spec, 2)
+    found, outcomes = play(plan, KillsAfter(executor, phase), 3, tmp_path)
+    executor.close()
+    assert torch.equal(found.algorithm.x, expected.algorithm.x)
+    assert any(o.startswith("lost") for o in outcomes)
+
+
+@dataclass(frozen=True)
+class DiesOnce(FedGA):
+    """One client takes its host down in phase `phase`, the first time."""
+
+    marker: str = ""
+    phase: str = "local"
+    victim: float = 0.0  # the number of examples by which the client is recognised
+    always: bool = False
+
+    def _maybe(self, task: Task, phase: str) -> None:
+        path = Path(self.marker)
+        if phase == self.phase and task.examples == self.victim and (self.always or not path.exists()):
+            path.touch()
+            os._exit(1)
+
+    def gradient(self, task: Task, x: Tensor) -> Answer:
+        self._maybe(task, "gradient")
+        return super().gradient(task, x)
+
+    def local(self, task: Task, x: Tensor, g_mean: Tensor, g: Tensor) -> Answer:
+        self._maybe(task, "local")
+        return super().local(task, x, g_mean, g)
+
+
+@pytest.mark.parametrize("phase", ["gradient", "local"])
+def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
+    plain = planned(problem(FedGA()), tmp_path)
+    expected, _ = play(plain, InProcess(plain.spec), 2, tmp_path)
+    victim = float(plain.shards.examples[plain.experiment.sampler.draw(1, 0, plain.population, None).clients[0]])  # pyright: ignore[reportAttributeAccessIssue]
+    plan = planned(problem(DiesOnce(marker=str(tmp_path / "died"), phase=phase, victim=victim)), tmp_path)
+    executor = RayExecutor(plan.spec, 2)
+    found, outcomes = play(plan, executor, 2, tmp_path)
+    assert len(executor.hosts) == 2
+    executor.close()
+    assert (tmp_path / "died").exists()
+    assert torch.equal(found.algorithm.x, expected.algorithm.x)
+    assert any(o.startswith("lost") for o in outcomes)
+
+
+def test_a_gang_that_is_lost_three_times_stops_the_run(tmp_path: Path) -> None:
+    plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
+    victim = float(plan.shards.examples[int(plan.experiment.sampler.draw(1, 0, plan.population, None).clients[0])])  # pyright: ignore[reportAttributeAccessIssue]
+    plan = planned(problem(replace(plan.experiment.algorithm, victim=victim)), tmp_path)  # pyright: ignore[reportArgumentType]
+    executor = RayExecutor(plan.spec, 2)
+    with pytest.raises(Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost on 3 hosts in a row"):
+        play(plan, executor, 1, tmp_path)
+    executor.close()
+
+
+@dataclass(frozen=True)
+class GivesNaN(FedAvg):
+    """Every client answers NaN from round 2 on."""
+
+    def local(self, task: Task, x: Tensor) -> Answer:
+        answer = super().local(task, x)
+        return Answer({"delta": answer.update["delta"] * float("nan")}) if task.round == 2 else answer
+
+
+@pytest.mark.parametrize("on", ["local", "ray"])
+def test_nan_is_found_on_the_host_with_round_and_client(on: str, tmp_path: Path) -> None:
+    plan = planned(problem(GivesNaN()), tmp_path)
+    executor = InProcess(plan.spec) if on == "local" else RayExecutor(plan.spec, 2)
+    with pytest.raises(Diverged) as caught:
+        play(plan, executor, 3, tmp_path)
+    executor.close()
+    assert caught.value.round == 2
+    assert caught.value.client == plan.experiment.sampler.draw(2, 0, plan.population, None).clients[0]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_other_numerics_are_refused_or_marked(tmp_path: Path) -> None:
+    plan = planned(problem(FedAvg()), tmp_path)
+    recorded = InProcess(plan.spec).numerics | {"canary": "0" * 64}
+    with pytest.raises(BadInput, match="would compute other bits"):
+        RayExecutor(plan.spec, 1, numerics=recorded)
+    with pytest.raises(BadInput, match="would compute other bits"):
+        InProcess(plan.spec, recorded)
+    executor = RayExecutor(plan.spec, 1, numerics=recorded, strict=False)
+    assert len(executor.odd_hosts) == 1
+    executor.close()
+
+
+def test_hosts_take_fractions_of_gpus(tmp_path: Path) -> None:
+    plan = planned(problem(FedAvg()), tmp_path)
+    before = ray.available_resources().get("GPU", 0)
+    executor = RayExecutor(plan.spec, 4, gpus_per_host=0.25)
+    play(plan, executor, 1, tmp_path)
+    assert ray.available_resources().get("GPU", 0) == pytest.approx(before - 1.0)
+    executor.close()
+
+
+def test_more_hosts_than_fit_are_refused() -> None:
+    with pytest.raises(BadInput, match="hosts is 5, each needs 1 CPU; this Ray has 4, so at most 4 fit"):
+        check_room(Where(hosts=5))
+    with pytest.raises(BadInput, match=r"hosts is 3, each needs 1 GPU; this Ray has 2, so at most 2 fit"):
+        check_room(Where(hosts=3, gpus_per_host=1, device="cpu"))
+
+
+def test_gangs_in_flight_are_bounded(tmp_path: Path) -> None:
+    """The source of gangs is read no further ahead than the hosts can hold."""
+    plan = planned(replace(problem(FedAvg(), clients=40)), tmp_path)
+    plan = replace(plan, experiment=replace(plan.experiment, gangs=Gangs(1, "loop")))
+    executor = RayExecutor(plan.spec, 2)
+    from raygrad.gang import cut
+
+    taken = answered = ahead = 0
+    gangs = cut(torch.arange(40).numpy(), plan.population.weights, 1)
+
+    def source() -> Iterator[Gang]:
+        nonlocal taken
+        for gang in gangs:
+            taken += 1
+            yield gang
+
+    phase = Phase(("test", 1), 0, FedAvg().local, {"x": plan.x.numpy()}, {}, (), "train", 1.0, None, True)
+    for _ in executor.run(phase, source()):
+        answered += 1
+        ahead = max(ahead, taken - answered)
+    executor.close()
+    assert answered == 40
+    assert ahead <= 16
