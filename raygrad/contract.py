@@ -188,7 +188,10 @@ class Algorithm(Protocol):
 class Sampler(Protocol):
     """Who is asked. A conversation, too: it may yield an `Ask` (and its bytes are charged). Returns the cohort."""
 
-    cohort: int
+    @property
+    def cohort(self) -> int:
+        """m, how many clients are asked per round."""
+        ...
 
     def draw(self, round: int, seed: int, population: Population, state: Any) -> "Round | Cohort":
         """The cohort of round `round`."""

@@ -373,11 +373,12 @@ class GangRunner:
         names = parameters(phase.work)
         scratch = self._scratch.setdefault(gang.index, {})
         down = {n: t for n, t in self._down(phase).items() if n in names}
+        mine = slice(gang.start, gang.start + len(gang.clients))
         rows: dict[str, Rows] = {
-            **{n: self._tensor(a[gang.start : gang.start + len(gang.clients)]) for n, a in phase.each.items() if n in names},
+            **{n: self._tensor(a[mine]) for n, a in phase.each.items() if n in names},
             **{n: self._tensor(a) for n, a in gang.states.items() if n in names},
             **{n: t for n, t in scratch.items() if n in names},
-        }  # fmt: skip
+        }
         run = self._vmap if self.spec.mode == "vmap" and phase.part != "test" else self._loop
         versions = {n: t._version for n, t in down.items()}
         collected = _Collector(phase, gang)

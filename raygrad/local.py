@@ -63,7 +63,7 @@ class Local:
 def step(task: Task, y: Tensor, g: Tensor, lr: float) -> Tensor:
     """One step from `y` [d] along the gradient `g` [d] with step size `lr`, with clipping and weight decay."""
     if task.clip_norm is not None:
-        g = g * torch.clamp(task.clip_norm / (g.norm() + 1e-12), max=1.0)
+        g = g * torch.clamp(task.clip_norm / (g.norm() + 1e-6), max=1.0)
     if task.weight_decay:
         g = torch.add(g, y, alpha=task.weight_decay)
     return torch.add(y, g, alpha=-lr)

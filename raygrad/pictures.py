@@ -316,8 +316,7 @@ def _ramp() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     ramp = LinearSegmentedColormap.from_list("faint to full", [to_rgba(SERIES[0], 0.1), to_rgba("#2a8fd8", 1.0)])
-    ramp.set_bad(alpha=0.0)
-    return ramp
+    return ramp.with_extremes(bad=(0.0, 0.0, 0.0, 0.0))
 
 
 def _heat_map(axes: "Axes", values: np.ndarray, extent: tuple[float, float, float, float]) -> None:

@@ -91,7 +91,7 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     buffers = model.buffers() if model.buffer_size else None
     if buffers is not None and experiment.buffers == "refuse":
         raise BadInput(
-            "the model has buffers (running statistics or frozen parameters) and buffers is refuse; use average or local"
+            "the model has buffers (running statistics, frozen parameters) and buffers is refuse; use average or local"
         )
     gangs, notes = choose_gangs(experiment, spec, model, examples, obstacle)
     experiment = replace(experiment, gangs=gangs)

@@ -403,14 +403,9 @@ def _comparison(groups: Sequence[Group], target: float | None) -> tuple[list[str
     judged = _judged(groups)
     to = "" if target is None else f" to {target:g}"
     costs = [f"rounds{to}", f"communications{to}", f"MB{to}", f"seconds{to}"] if target is not None else []
-    header = [
-        "group",
-        "seeds",
-        *costs,
-        f"final {judged} accuracy",
-        f"best {judged} accuracy",
-        "final test accuracy",
-    ]
+    header = ["group", "seeds", *costs, f"final {judged} accuracy", f"best {judged} accuracy"]
+    if judged != "test":
+        header.append("final test accuracy")
     rows = []
     for g in groups:
         row = [g.label, str(len(g.runs))]
@@ -421,7 +416,7 @@ def _comparison(groups: Sequence[Group], target: float | None) -> tuple[list[str
         row.append(_spread([c.max() for c in curves if len(c)]))
         tests = [v.final.get("metrics.accuracy") for v in g.runs]
         row.append(_spread([float(t) for t in tests if isinstance(t, int | float)]))
-        rows.append(row)
+        rows.append(row[: len(header)])
     return header, rows
 
 

@@ -1,7 +1,7 @@
 """Addressed randomness: every draw comes from a generator keyed by what it is for, so no generator state is carried.
 
-A key is `(seed, purpose, *numbers)`; the numbers are usually the round and the client. Two draws with different keys are
-independent, the same key always gives the same draw, on any host and after any restart.
+A key is `(seed, purpose, *numbers)`; the numbers are usually the round and the client. Two draws with different keys
+are independent, the same key always gives the same draw, on any host and after any restart.
 """
 
 from enum import IntEnum

@@ -290,13 +290,25 @@ class _Player:
             elapsed_s=self._elapsed_before + perf_counter() - self._began,
         )
         w, t = self._writers, self._totals
-        w["rounds"].append([{
-            "round": index, "clients_asked": len(cohort), "clients_answered": len(cohort), "lr_factor": played.lr_factor,
-            "train_loss": float("nan") if played.train_loss is None else played.train_loss,
-            "communications": talk.communications, "bytes_down": talk.bytes_down, "bytes_up": talk.bytes_up, "virtual_s": 0.0,
-            "validation_accuracy": _get(validation, "accuracy"), "validation_loss": _get(validation, "loss"),
-            "test_accuracy": _get(test, "accuracy"), "test_loss": _get(test, "loss"),
-        }])  # fmt: skip
+        w["rounds"].append(
+            [
+                {
+                    "round": index,
+                    "clients_asked": len(cohort),
+                    "clients_answered": len(cohort),
+                    "lr_factor": played.lr_factor,
+                    "train_loss": float("nan") if played.train_loss is None else played.train_loss,
+                    "communications": talk.communications,
+                    "bytes_down": talk.bytes_down,
+                    "bytes_up": talk.bytes_up,
+                    "virtual_s": 0.0,
+                    "validation_accuracy": _get(validation, "accuracy"),
+                    "validation_loss": _get(validation, "loss"),
+                    "test_accuracy": _get(test, "accuracy"),
+                    "test_loss": _get(test, "loss"),
+                }
+            ]
+        )
         losses = [None] * len(cohort) if talk.losses is None else talk.losses
         w["clients"].append({
             "round": np.full(len(cohort), index, np.int32), "client": cohort.clients, "weight": cohort.weights,
@@ -316,9 +328,21 @@ class _Player:
             for writer in w.values():
                 writer.flush()
         return Round(
-            index, self._experiment.rounds, cohort.clients, played.train_loss, validation, test, alignment, t.communications,
-            t.bytes_down, t.bytes_up, played.wall_s, t.elapsed_s, self._folder, played.state.algorithm.x,
-        )  # fmt: skip
+            index=index,
+            of=self._experiment.rounds,
+            clients=cohort.clients,
+            train_loss=played.train_loss,
+            validation=validation,
+            test=test,
+            alignment=alignment,
+            communications=t.communications,
+            bytes_down=t.bytes_down,
+            bytes_up=t.bytes_up,
+            wall_s=played.wall_s,
+            elapsed_s=t.elapsed_s,
+            folder=self._folder,
+            x=played.state.algorithm.x,
+        )
 
     def _save(self) -> None:
         """Close the tables' parts, then write a checkpoint of the last adopted round."""

@@ -133,7 +133,8 @@ def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
     record = storage.read_json(folder / "experiment.json")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise BadInput(
-            f"{folder / 'experiment.json'} has schema_version {record.get('schema_version')}, this raygrad reads {SCHEMA_VERSION}"
+            f"{folder / 'experiment.json'} has schema_version {record.get('schema_version')}; "
+            f"this raygrad reads {SCHEMA_VERSION}"
         )
     return LoadedRun(
         folder,

@@ -62,7 +62,8 @@ class Cosine:
     def __post_init__(self) -> None:
         if self.length < 1 or not 0 <= self.floor <= 1:
             raise BadInput(
-                f"schedule cosine has length {self.length} and floor {self.floor}; it needs length >= 1 and 0 <= floor <= 1"
+                f"schedule cosine has length {self.length} and floor {self.floor}; "
+                "it needs length >= 1 and 0 <= floor <= 1"
             )
 
     def factor(self, round: int) -> float:

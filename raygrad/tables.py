@@ -78,9 +78,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("client", pa.int64(), "the client's id"),
             _column("examples", pa.int64(), "training examples"),
             _column("validation_examples", pa.int64(), "examples cut off for validation"),
-            _column(
-                "label_counts", pa.list_(pa.int64()), "training examples of each class; null for regression", True
-            ),
+            _column("label_counts", pa.list_(pa.int64()), "training examples of each class; null for regression", True),
         ]
     ),
     "operations": pa.schema(

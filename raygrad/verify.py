@@ -1,6 +1,7 @@
 """The property suite: what must hold for every algorithm, run on a small made problem.
 
-`raygrad verify NAME` or `raygrad verify package.module:Algorithm` runs it; every registered algorithm is enrolled in the tests.
+`raygrad verify NAME` or `raygrad verify package.module:Algorithm` runs it; every registered algorithm is enrolled in
+the tests.
 """
 
 import pickle
@@ -45,7 +46,7 @@ class Check:
 
 
 def problem(algorithm: Algorithm, clients: int = CLIENTS) -> Experiment:
-    """The small problem: heterogeneous logistic regression with shards of different sizes, a network with tanh units."""
+    """The small problem: heterogeneous classification, shards of different sizes, a network with tanh units."""
     return Experiment(
         data=SyntheticLogistic(clients=clients, examples=18, features=5, classes=3),
         partition=Natural(),
@@ -64,12 +65,16 @@ def problem(algorithm: Algorithm, clients: int = CLIENTS) -> Experiment:
 
 
 def suite(reference: str, *, on_ray: bool = True) -> Iterator[Check]:
-    """Check one algorithm, a registered name or `package.module:Class`. Raises BadInput if it cannot be made or started."""
+    """Check one algorithm, a registered name or `package.module:Class`. Raises BadInput if it cannot be made or
+    started.
+    """
     cls = config.class_of(reference, ALGORITHMS, "algorithm")
     try:
         algorithm = cls()
     except TypeError as e:
-        raise BadInput(f"algorithm {reference} cannot be made without arguments ({e}); give every field a default") from e
+        raise BadInput(
+            f"algorithm {reference} cannot be made without arguments ({e}); give every field a default"
+        ) from e
     if not isinstance(algorithm, Algorithm):
         raise BadInput(f"algorithm {reference} lacks init, client_state or round (raygrad.contract.Algorithm)")
     with tempfile.TemporaryDirectory(prefix="raygrad-verify-") as folder:
@@ -177,7 +182,9 @@ class _Suite:
             self._states(e, see=see)
         except TypeError as error:
             return _check("states are values", False, str(error))
-        return _check("states are values", not mutated, f"changed in place: {', '.join(sorted(set(mutated))) or 'none'}")
+        return _check(
+            "states are values", not mutated, f"changed in place: {', '.join(sorted(set(mutated))) or 'none'}"
+        )
 
     def _digest(self, e: Experiment, name: str, where: Where | None = None) -> str:
         root = self._folder / "runs"

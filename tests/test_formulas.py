@@ -101,7 +101,7 @@ def gradalign(x: Tensor, p: Tensor, grad: Grad) -> Tensor:
 def scaffold_fresh(x: Tensor, p: Tensor, grad: Grad) -> Tensor:
     g = [grad(i, x) for i in range(len(p))]
     c = mean(p, g)
-    return mean(p, [descend(grad, i, x, lambda y, i=i: c - g[i]) for i in range(len(p))])
+    return mean(p, [descend(grad, i, x, lambda y, v=c - g[i]: v) for i in range(len(p))])
 
 
 def large_batch(x: Tensor, p: Tensor, grad: Grad) -> Tensor:
@@ -149,7 +149,7 @@ def test_scaffold(option: str, tmp_path: Path) -> None:
     x, c = plan.x, torch.zeros_like(plan.x)
     c_i = [torch.zeros_like(x) for _ in range(N)]
     for _ in range(4):
-        y = [descend(grad, i, x, lambda y, i=i: c - c_i[i]) for i in range(N)]
+        y = [descend(grad, i, x, lambda y, v=c - c_i[i]: v) for i in range(N)]
         new = [grad(i, x) if option == "I" else c_i[i] - c + (x - y[i]) / (K * ALPHA) for i in range(N)]
         x = mean(p, y)
         c = c + mean(p, [a - b for a, b in zip(new, c_i, strict=True)])

@@ -52,5 +52,6 @@ def check_room(where: Where) -> None:
         if each * where.hosts > have.get(kind, 0.0) + 1e-9:
             fits = int((have.get(kind, 0.0) + 1e-9) / each)
             raise BadInput(
-                f"hosts is {where.hosts}, each needs {each:g} {kind}; this Ray has {have.get(kind, 0.0):g}, so at most {fits} fit"
+                f"hosts is {where.hosts}, each needs {each:g} {kind}; this Ray has {have.get(kind, 0.0):g}, "
+                f"so at most {fits} fit"
             )

@@ -230,7 +230,8 @@ class RayExecutor:
             if call.attempt >= ATTEMPTS:
                 raise Stopped(
                     f"gang {gang.index} (clients {', '.join(map(str, gang.clients.tolist()[:8]))}"
-                    f"{'…' if len(gang.clients) > 8 else ''}) of round {phase.round} was lost on {ATTEMPTS} hosts in a row, the last: "
+                    f"{'…' if len(gang.clients) > 8 else ''}) of round {phase.round} was lost on {ATTEMPTS} hosts "
+                    "in a row, the last: "
                     f"{type(e).__name__}"
                 ) from e
             waiting.insert(0, (gang, call.attempt))

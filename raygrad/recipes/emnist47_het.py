@@ -10,7 +10,7 @@ from raygrad.samplers import Uniform
 
 
 def recipe() -> Experiment:
-    """FedGA on the 47-class EMNIST subset, 47 clients of one class each, ten per round, under the paper's protocol.
+    """FedGA on the 47-class EMNIST subset, 47 clients of one class each, ten per round, the paper's protocol.
 
     The paper uses EMNIST Balanced (`--set data=emnist`); the subset in EMNIST47 is another split with the same classes.
     beta = alpha / 2 and the rest are the authors' settings, with batches of a tenth of a client's examples.

@@ -10,10 +10,10 @@ from raygrad.samplers import Uniform
 
 
 def recipe() -> Experiment:
-    """FedGA on the 47-class EMNIST subset, 47 clients with equal random shares, ten per round, under the paper's protocol.
+    """FedGA on the 47-class EMNIST subset, 47 clients with equal random shares, ten per round, the paper's protocol.
 
     The paper uses EMNIST Balanced (`--set data=emnist`); the subset in EMNIST47 is another split with the same classes.
-    beta = alpha K / 2 gives the alignment of sequential SGD against gradient descent; the paper's own value is not known.
+    beta = alpha K / 2 gives as much alignment as sequential SGD has; the paper's own value is not known.
     """
     return Experiment(
         data=EMNIST47(),

@@ -15,7 +15,7 @@ def recipe() -> Experiment:
         data=SyntheticLogistic(clients=30, examples=100, features=60, classes=10, alpha=1.0, beta=1.0),
         partition=Natural(),
         model=Linear(),
-        algorithm=FedGA(lr=0.01, beta=0.01),
+        algorithm=FedGA(lr=0.05, beta=0.05),
         local=Local(steps=10, batch_size=10),
         sampler=Uniform(cohort=10),
         rounds=100,

@@ -15,7 +15,7 @@ def recipe() -> Experiment:
         data=SyntheticQuadratic(clients=10, examples=50, features=10, heterogeneity=1.0),
         partition=Natural(),
         model=Linear(bias=False),
-        algorithm=FedGA(lr=0.02, beta=0.02),
+        algorithm=FedGA(lr=0.05, beta=0.05),
         local=Local(steps=5, batch_size="full"),
         sampler=Uniform(cohort=10),
         rounds=100,

@@ -52,9 +52,10 @@ def main() -> None:
             os._exit(0)
         after = job.get("after_s")
         if after is not None:
-            while time.perf_counter() - started < after and os.waitid(
-                os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
-            ) is None:
+            while (
+                time.perf_counter() - started < after
+                and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+            ):
                 time.sleep(0.002)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -1,4 +1,6 @@
-"""The driver is killed with -9 at thirty seeded moments, some inside a write; what is resumed equals never having stopped."""
+"""The driver is killed with -9 at thirty seeded moments, some inside a write; what is resumed equals never having
+stopped.
+"""
 
 import json
 import random
@@ -57,7 +59,9 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> dict[str, tuple[Path, str, float]]:
-    """For a stateless and a stateful algorithm: a run folder before its first round, the undisturbed digest and seconds."""
+    """For a stateless and a stateful algorithm: a run folder before its first round, the undisturbed digest and
+    seconds.
+    """
     root = tmp_path_factory.mktemp("kill")
     made = {}
     for name, algorithm in (("fedga", FedGA()), ("scaffold", Scaffold())):
@@ -71,7 +75,9 @@ def fresh(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> dict[str, tuple
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
-def test_killed_and_resumed(moment: int, fresh: dict[str, tuple[Path, str, float]], lab: Lab, request: pytest.FixtureRequest) -> None:
+def test_killed_and_resumed(
+    moment: int, fresh: dict[str, tuple[Path, str, float]], lab: Lab, request: pytest.FixtureRequest
+) -> None:
     draw = random.Random(moment)
     folder, digest, seconds = fresh["scaffold" if moment % 2 else "fedga"]
     run = folder.with_name(f"moment{moment}")

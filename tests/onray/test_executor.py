@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from raygrad.algorithms import ALGORITHMS
-from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.fedavg import FedAvg
+from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Task
 from raygrad.driver import Done, Driver, Executor, ServerState
 from raygrad.errors import BadInput, Diverged, Stopped

@@ -1,0 +1,210 @@
+"""From what stands on the command line to an experiment, and to where it runs."""
+
+import importlib.util
+import json
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from raygrad import config
+from raygrad.algorithms import ALGORITHMS
+from raygrad.contract import Algorithm, Sampler
+from raygrad.data.datasets import Dataset
+from raygrad.data.partition import Partitioner
+from raygrad.errors import BadInput
+from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.naming import unknown
+from raygrad.recipes import RECIPES
+
+Given = Mapping[str, str | int | float | Path | None]
+"""Options by field name; None where the user gave none."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An experiment and the name that its runs go by."""
+
+    experiment: Experiment
+    name: str
+
+
+def choose(text: str, settings: Iterable[str] = (), given: Given | None = None) -> Chosen:
+    """The experiment that `text` names, with `PATH=VALUE` settings and then the options applied. Raises BadInput."""
+    chosen = _named(text)
+    assignments = [_split(s) for s in settings]
+    assignments += [(path, str(value)) for path, value in (given or {}).items() if value is not None]
+    experiment = config.assign_all(chosen.experiment, _one_of_each(assignments))
+    _check_parts(experiment)
+    return Chosen(experiment, chosen.name)
+
+
+def _split(setting: str) -> tuple[str, str]:
+    path, equals, value = setting.partition("=")
+    if not (path.strip() and equals):
+        raise BadInput(f"--set {setting!r} is not of the form PATH=VALUE, for example --set algorithm.beta=0.1")
+    return path.strip(), value.strip()
+
+
+def _one_of_each(assignments: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Fields that exclude each other: setting one unsets the other, unless that is set too."""
+    named = {path for path, _ in assignments}
+    result = []
+    for path, value in assignments:
+        result.append((path, value))
+        if path in ("local.steps", "local.epochs") and value not in ("none", "null"):
+            other = "local.epochs" if path == "local.steps" else "local.steps"
+            if other not in named:
+                result.append((other, "none"))
+        if path == "init" and "init_sha256" not in named:
+            result.append(("init_sha256", "none"))
+    return result
+
+
+def _named(text: str) -> Chosen:
+    path = Path(text)
+    if text in RECIPES:
+        return Chosen(RECIPES[text](), text)
+    if path.suffix == ".py":
+        return Chosen(load_recipe(path), path.stem)
+    if path.suffix == ".json":
+        return _recorded(path)
+    if (path / "experiment.json").is_file():
+        return _recorded(path / "experiment.json")
+    if path.exists():
+        raise BadInput(f"{text} is no experiment: give a recipe's name, an experiment.json, a run's folder or a .py file")
+    raise unknown("recipe", text, RECIPES)
+
+
+def _recorded(path: Path) -> Chosen:
+    try:
+        record = json.loads(path.read_text())
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read: {e.strerror}") from e
+    except ValueError as e:
+        raise BadInput(f"{path} is damaged: expected an experiment as JSON, but {e}") from e
+    if not isinstance(record, dict):
+        raise BadInput(f"{path} is damaged: expected a JSON object, found {type(record).__name__}")
+    version = record.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise BadInput(f"{path} has schema_version {version}, this raygrad reads {SCHEMA_VERSION}")
+    whole = "experiment" in record
+    experiment = Experiment.from_json(record["experiment"] if whole else record)
+    name = record.get("name") if whole else None
+    return Chosen(experiment, name if isinstance(name, str) else path.stem)
+
+
+# --- a recipe file of one's own -------------------------------------------------------------------------------------
+
+
+def load_recipe(path: Path) -> Experiment:
+    """What the file's `recipe()` returns. The file is imported under its stem, with its folder on Python's path.
+
+    Raises BadInput, naming the line, for whatever goes wrong in it.
+    """
+    module = _imported(path)
+    make = getattr(module, "recipe", None)
+    if not callable(make):
+        raise BadInput(f"{path} defines no recipe(): write `def recipe() -> Experiment:` in it")
+    try:
+        experiment = make()
+    except BadInput as e:
+        raise BadInput(f"{_line(path, e)}: {e}") from e
+    except Exception as e:  # the user's code may raise anything
+        raise BadInput(f"{_line(path, e)}: recipe() raised {type(e).__name__}: {e}") from e
+    if not isinstance(experiment, Experiment):
+        raise BadInput(f"{path}: recipe() returned {type(experiment).__name__}, not a raygrad.Experiment")
+    # Through JSON, as a resumed run reads it: 1 becomes 1.0 where a field is a float, and wrong types are found.
+    return Experiment.from_json(json.loads(config.canonical(experiment.to_json())))
+
+
+def _imported(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise BadInput(f"{path} is missing: expected a Python file that defines recipe()")
+    path, name = path.resolve(), path.stem
+    there = sys.modules.get(name)
+    if there is not None and Path(getattr(there, "__file__", None) or "") != path:
+        raise BadInput(f"{path}: a module called {name} is in use already; give the file another name")
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:  # the user's code may raise anything
+        del sys.modules[name]
+        if isinstance(e, SyntaxError) and e.filename == str(path):
+            raise BadInput(f"{path}, line {e.lineno}: {e.msg}") from e
+        raise BadInput(f"{_line(path, e)}: {type(e).__name__}: {e}") from e
+    return module
+
+
+def _line(path: Path, error: BaseException) -> str:
+    """The file and the line of it in which the error came up."""
+    path = path.resolve()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    return f"{path}, line {frames[-1].lineno}" if frames else str(path)
+
+
+def _check_parts(experiment: Experiment) -> None:
+    """A user's own class must be what its place asks for."""
+    parts = (("algorithm", Algorithm), ("sampler", Sampler), ("data", Dataset), ("partition", Partitioner))
+    for field, protocol in parts:
+        part = getattr(experiment, field)
+        lacking = [n for n in protocol.__protocol_attrs__ if not hasattr(part, n)]
+        if lacking:
+            raise BadInput(
+                f"{field} {type(part).__name__} lacks {', '.join(sorted(lacking))} "
+                f"(see {protocol.__module__}.{protocol.__name__})"
+            )
+
+
+def ship(experiment: Experiment) -> None:
+    """Let Ray's hosts have the user's own classes without having their files: they are sent by value.
+
+    What the hosts look up by name (a model's factory) they find on the path of a Ray that is started here.
+    """
+    from raygrad.onray import cluster  # only what is under onray imports Ray
+
+    root = Path(sysconfig.get_path("purelib"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in [*sys.path, os.environ.get("PYTHONPATH")] if p))
+    for name in _user_modules(experiment.to_json()):
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if module is not None and file and not Path(file).is_relative_to(root):
+            cluster.ray.cloudpickle.register_pickle_by_value(module)
+
+
+def _user_modules(value: object) -> set[str]:
+    """The modules of all kinds in an experiment's JSON that are the user's own."""
+    if not isinstance(value, dict):
+        return set()
+    kind = value.get("kind")
+    own = {kind.partition(":")[0]} if isinstance(kind, str) and ":" in kind else set()
+    return own.union(*(_user_modules(v) for v in value.values()))
+
+
+# --- where ----------------------------------------------------------------------------------------------------------
+
+
+def place(given: Given, recorded: Where | None = None) -> Where:
+    """Where it runs: the options over what a run recorded, or over the defaults. Raises BadInput."""
+    fields = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in given.items() if v is not None}
+    base = {} if recorded is None else recorded.to_json()
+    if fields.get("on") == "local":
+        base = {n: v for n, v in base.items() if n not in ("address", "gpus_per_host")}
+    return Where.from_json({**base, **fields})
+
+
+def algorithm_note(experiment: Experiment) -> str:
+    """One line on what is about to run."""
+    e = experiment
+    kind = config.kind_of(e.algorithm, ALGORITHMS)
+    return f"{kind}, {e.sampler.cohort} clients per round, {e.rounds} rounds, seed {e.seed}"

@@ -1,0 +1,103 @@
+"""The options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+MACHINE, DATA, OUTPUT = "Where it runs", "Data", "Output"
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Recipes for tab completion: from the file names, which is quick."""
+    here = Path(__file__).parent.parent / "recipes"
+    names = sorted(p.stem.replace("_", "-") for p in here.glob("[a-z]*.py"))
+    return [n for n in names if n.startswith(incomplete)]
+
+
+def run_names(incomplete: str) -> list[str]:
+    """Runs in ./runs for tab completion."""
+    found = sorted(p.parent for p in Path("runs").glob("*/*/experiment.json"))
+    names = sorted({p.parent.name for p in found}) + [f"{p.parent.name}/{p.name}" for p in found]
+    return [n for n in names if n.startswith(incomplete)]
+
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe's name, an experiment.json, a run's folder, or a Python file that defines recipe().",
+        autocompletion=recipe_names,
+    ),
+]
+Run = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run: its path, name/id, or name (its newest).", autocompletion=run_names),
+]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN…", help="Runs: paths, name/id, or name (its newest).", autocompletion=run_names),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Set a field, e.g. algorithm=scaffold or local.epochs=2. Repeatable, in order."
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Set seed.", show_default=False)]
+RunRoot = Annotated[Path, typer.Option("--run-root", help="The folder that holds the runs.", rich_help_panel=OUTPUT)]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root", help="The folder that holds the data sets; only read. Without it they are downloaded.",
+        rich_help_panel=DATA, show_default=False,
+    ),
+]  # fmt: skip
+ShardRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--shard-root", help="Where prepared shards go; every host must see it. [default: .shards in the run root]",
+        rich_help_panel=DATA, show_default=False,
+    ),
+]  # fmt: skip
+On = Annotated[
+    Literal["ray", "local"] | None,
+    typer.Option(
+        "--on", help="Host actors of Ray, or this process without Ray. [default: ray]", rich_help_panel=MACHINE,
+        show_default=False,
+    ),
+]  # fmt: skip
+Hosts = Annotated[
+    int | None,
+    typer.Option("--hosts", help="Host actors. [default: 2]", rich_help_panel=MACHINE, show_default=False),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="A running Ray (auto, HOST:PORT or ray://…). Without it one is started.",
+        rich_help_panel=MACHINE, show_default=False,
+    ),
+]  # fmt: skip
+GpusPerHost = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-host", help="GPUs of each host, also a fraction. [default: 0]", rich_help_panel=MACHINE,
+        show_default=False,
+    ),
+]  # fmt: skip
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"] | None,
+    typer.Option(
+        "--device", help="What hosts compute on; auto: a GPU where they have one. [default: auto]",
+        rich_help_panel=MACHINE, show_default=False,
+    ),
+]  # fmt: skip
+Numerics = Annotated[
+    Literal["strict", "mark"] | None,
+    typer.Option(
+        "--numerics", help="Refuse hosts that compute other bits, or admit and mark them. [default: strict]",
+        rich_help_panel=MACHINE, show_default=False,
+    ),
+]  # fmt: skip
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the run's folder only.", rich_help_panel=OUTPUT)]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html.", rich_help_panel=OUTPUT)]

@@ -1,0 +1,60 @@
+"""How commands print: text that fits a terminal there, and plain aligned text in a pipe."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def line(text: str) -> None:
+    """One line as it is, never wrapped or coloured."""
+    print(text)
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> None:
+    """Labels and values, one below the other."""
+    rows = list(rows)
+    width = max((len(label) for label, _ in rows), default=0)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for label, value in rows:
+            line(f"{label:<{width}}  {value}")
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    for label, value in rows:
+        grid.add_row(label, Text(value))
+    console.print(grid)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table with a header."""
+    rows = [list(row) for row in rows]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        widths = [max(len(r[i]) for r in [list(header), *rows]) for i in range(len(header))]
+        for row in [list(header), *rows]:
+            line("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+        return
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        drawn.add_column(name, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    console.print(drawn)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be said from the current folder."""
+    here = Path.cwd()
+    resolved = path.resolve()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(resolved)
+
+
+def run_name(folder: Path, run_root: Path) -> str:
+    """What to write for RUN: `name/id` under the default run root, else the path."""
+    if run_root == Path("runs") and folder.resolve().parent.parent == run_root.resolve():
+        return f"{folder.parent.name}/{folder.name}"
+    return shown(folder)

@@ -1,0 +1,240 @@
+"""`raygrad run` and `raygrad resume`."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from raygrad.commands import options, output
+from raygrad.errors import BelowQuorum, Diverged, RaygradError, Stopped
+
+if TYPE_CHECKING:
+    from raygrad.experiment import Where
+    from raygrad.progress import Display
+    from raygrad.runs import LoadedRun
+
+ALIAS = "Short for --set"
+
+
+class Interrupted(RaygradError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+def run(
+    recipe: options.Recipe = "digits",
+    settings: options.Settings = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Set rounds.", show_default=False)] = None,
+    seed: options.Seed = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Set algorithm.lr.", rich_help_panel=ALIAS, show_default=False),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option("--beta", help="Set algorithm.beta.", rich_help_panel=ALIAS, show_default=False),
+    ] = None,
+    k: Annotated[
+        int | None,
+        typer.Option("--K", help="Set local.steps.", rich_help_panel=ALIAS, show_default=False),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Start from the weights in this .safetensors file.", show_default=False),
+    ] = None,
+    on: options.On = None,
+    hosts: options.Hosts = None,
+    address: options.Address = None,
+    gpus_per_host: options.GpusPerHost = None,
+    device: options.Device = None,
+    numerics: options.Numerics = None,
+    data_root: options.DataRoot = None,
+    shard_root: options.ShardRoot = None,
+    run_root: options.RunRoot = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="The run goes to RUN_ROOT/NAME/ID. [default: the recipe's name]",
+            rich_help_panel=options.OUTPUT, show_default=False,
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    no_report: options.NoReport = False,
+) -> None:  # fmt: skip
+    """Train: a recipe, an experiment.json, or a recipe file of your own.
+
+    Without arguments it trains FedGA on handwritten digits, ten clients of one class each, on two hosts of a Ray that it
+    starts. The run goes to ./runs/NAME/ID; at its end the model is evaluated on the test set and report.html is written.
+
+    \b
+    Examples
+      raygrad run                                            the main job
+      raygrad run --on local --rounds 20                     without Ray, in this process
+      raygrad run digits --set algorithm=scaffold            another algorithm
+      raygrad run --set partition=dirichlet --set partition.concentration=0.1
+      raygrad run --alpha 0.05 --beta 0.2 --K 10 --seed 3    the paper's letters
+      raygrad run --set local.epochs=1 --set schedule=cosine --set schedule.length=100
+      raygrad run emnist47-het --data-root DIR --hosts 4     real data
+      raygrad run runs/digits/ID/experiment.json             repeat a run, bit for bit
+      raygrad run my_recipe.py                               your own: def recipe() -> Experiment
+
+    A recipe file is imported by its name, with its folder on Python's path; to resume such a run or to repeat its
+    experiment.json, be in that folder. `raygrad list algorithms` (datasets, models, …) shows every field.
+    """
+    from raygrad import run as engine
+    from raygrad.commands import experiments
+    from raygrad.progress import display
+
+    short = {"rounds": rounds, "seed": seed, "algorithm.lr": alpha, "algorithm.beta": beta, "local.steps": k, "init": init}
+    chosen = experiments.choose(recipe, settings or (), short)
+    where = experiments.place(
+        {
+            "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
+            "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+        }
+    )  # fmt: skip
+    with display(quiet) as screen:
+        screen.waiting("preparing the data")
+        try:
+            made = engine.create(
+                chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted before the first round; run the same command again") from None
+        screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
+        _play(made, run_root, screen)
+    _finish(made, run_root, quiet, report=not no_report)
+
+
+def resume(
+    run: options.Run,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", help="Go on to this many rounds in total.", show_default=False),
+    ] = None,
+    on: options.On = None,
+    hosts: options.Hosts = None,
+    address: options.Address = None,
+    gpus_per_host: options.GpusPerHost = None,
+    device: options.Device = None,
+    numerics: options.Numerics = None,
+    data_root: options.DataRoot = None,
+    shard_root: options.ShardRoot = None,
+    run_root: options.RunRoot = Path("runs"),
+    quiet: options.Quiet = False,
+    no_report: options.NoReport = False,
+) -> None:
+    """Go on with a run where it stopped, bit for bit as if it never had; or extend a finished one.
+
+    It starts at the newest checkpoint. What is not given (--on, --hosts, …) is as it was when the run started. A finished
+    run with nothing left to do says so.
+
+    \b
+    Examples
+      raygrad resume digits                     the newest run called digits
+      raygrad resume digits/ID --rounds 400     400 rounds in total
+      raygrad resume digits --hosts 4           on more hosts: the same result
+      raygrad resume digits --on local          without Ray: the same result
+    """
+    from dataclasses import replace
+
+    from raygrad import run as engine
+    from raygrad.commands import experiments
+    from raygrad.progress import display
+    from raygrad.runs import load
+
+    loaded = load(run, run_root)
+    if rounds is not None:
+        loaded = engine.extend(loaded, rounds)
+    where = experiments.place(
+        {
+            "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
+            "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+        },
+        loaded.where,
+    )  # fmt: skip
+    loaded = replace(loaded, where=where)
+    with display(quiet) as screen:
+        played = _play(loaded, run_root, screen)
+    if not played and not quiet:
+        output.line(
+            f"{output.run_name(loaded.folder, run_root)} is finished: {loaded.experiment.rounds} rounds, nothing left to "
+            "do; --rounds extends it"
+        )
+    _finish(loaded, run_root, quiet, report=not no_report)
+
+
+def _play(run: "LoadedRun", run_root: Path, screen: "Display") -> int:
+    """Play the rounds that are left and say how to go on if they break off. Returns how many there were."""
+    from raygrad import run as engine
+    from raygrad.commands import experiments
+
+    where, played = run.where, 0
+    if where.on == "ray":
+        experiments.ship(run.experiment)
+    screen.waiting(_starting(where))
+    name = output.run_name(run.folder, run_root)
+    try:
+        with closing(engine.play(run, screen.say)) as rounds:
+            for round in rounds:
+                screen.show(round)
+                played += 1
+    except KeyboardInterrupt:
+        _interrupted(run, name)
+    except Diverged as e:
+        e.add_note(_after_divergence(run, name))
+        raise
+    except (Stopped, BelowQuorum) as e:
+        e.add_note(f"continue it with `raygrad resume {name}`")
+        raise
+    return played
+
+
+def _starting(where: "Where") -> str:
+    if where.on == "local":
+        return "starting in this process"
+    ray = f"the Ray at {where.address}" if where.address else "a local Ray"
+    return f"starting {where.hosts} host{'s' if where.hosts > 1 else ''} on {ray}"
+
+
+def _saved_round(run: "LoadedRun") -> int:
+    from raygrad.checkpoint import latest
+
+    found = latest(run.folder)
+    return 0 if found is None else found.round
+
+
+def _interrupted(run: "LoadedRun", name: str) -> NoReturn:
+    where = f"after round {_saved_round(run)} of {run.experiment.rounds}"
+    raise Interrupted(f"interrupted {where}; continue it with `raygrad resume {name}`") from None
+
+
+def _after_divergence(run: "LoadedRun", name: str) -> str:
+    return (
+        f"the model after round {_saved_round(run)} is kept in {name}; resuming would diverge again: "
+        "start a new run with a smaller --alpha (algorithm.lr) or --set local.clip_norm=10"
+    )
+
+
+def _finish(run: "LoadedRun", run_root: Path, quiet: bool, report: bool) -> None:
+    """The table, the report and what can be done next."""
+    from raygrad import report as reports
+
+    page = reports.write_report([run.folder], run.folder / "report.html") if report else None
+    if quiet:
+        output.line(output.shown(run.folder))
+        return
+    name = output.run_name(run.folder, run_root)
+    output.line("")
+    output.pairs(reports.summary(run.folder))
+    output.line("")
+    rounds = run.experiment.rounds
+    then = [("report", output.shown(page))] if page is not None else []
+    then += [
+        ("extend", f"raygrad resume {name} --rounds {2 * rounds}"),
+        ("compare", f"raygrad report {name} RUN…"),
+        ("export", f"raygrad export {name} model.safetensors"),
+    ]
+    output.pairs(then)

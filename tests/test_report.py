@@ -1,0 +1,548 @@
+"""Reports, from run folders made by hand."""
+
+import ast
+import json
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from raygrad import pictures, report
+from raygrad.errors import BadInput
+from raygrad.rng import Purpose, rng
+from raygrad.tables import TABLES, TableWriter, folder
+
+CLASSES = 3
+
+
+def put(run: Path, name: str, **columns: Any) -> None:
+    writer = TableWriter(folder(run, name), TABLES[name], 0)
+    writer.append(columns)
+    writer.flush(force=True)
+
+
+def record(path: Path, **values: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"schema_version": 1, **values}))
+
+
+def experiment(run: Path, seed: int = 0, rounds: int = 6, mode: str = "validation", **algorithm: object) -> None:
+    """The run's experiment.json; the algorithm is FedGA unless `algorithm` says otherwise."""
+    settings = {
+        "data": {"kind": "digits"},
+        "partition": {"kind": "labels", "clients": 3, "labels": 1},
+        "algorithm": algorithm or {"kind": "fedga", "lr": 0.1, "beta": 0.05},
+        "local": {"steps": 5, "clip_norm": None},
+        "rounds": rounds,
+        "seed": seed,
+        "metrics": ["accuracy"],
+        "evaluation": {"mode": mode, "every": 2},
+    }
+    record(run / "experiment.json", name=run.parent.name, id=run.name, hash="ab" * 32, experiment=settings)
+
+
+def make(
+    run: Path, accuracy: list[float | None], phases: int = 2, mode: str = "validation", second: float = 1.0, **more: Any
+) -> Path:
+    """A run with 2 of 3 clients a round. A communication moves 20 bytes down and 10 up, a round takes `second`."""
+    rounds = len(accuracy)
+    index = np.arange(1, rounds + 1)
+    experiment(run, rounds=more.pop("planned", rounds), mode=mode, **more)
+    record(run / "where.json", on="ray", hosts=2)
+    losses = [None if a is None else 1 - a for a in accuracy]
+    nothing = [None] * rounds
+    paper = mode == "paper"
+    put(
+        run,
+        "rounds",
+        round=index,
+        clients_asked=np.full(rounds, 2),
+        clients_answered=np.full(rounds, 2),
+        lr_factor=np.ones(rounds),
+        train_loss=np.linspace(1, 0.5, rounds),
+        communications=np.full(rounds, phases),
+        bytes_down=np.full(rounds, 20 * phases),
+        bytes_up=np.full(rounds, 10 * phases),
+        virtual_s=np.zeros(rounds),
+        validation_accuracy=nothing if paper else accuracy,
+        validation_loss=nothing if paper else losses,
+        test_accuracy=accuracy if paper else nothing,
+        test_loss=losses if paper else nothing,
+    )
+    put(run, "seconds", round=index, wall_s=np.full(rounds, second), elapsed_s=index * second, process=0 * index)
+    clients = np.stack([index % 3, (index + 1) % 3], 1)
+    put(
+        run,
+        "clients",
+        round=np.repeat(index, 2),
+        client=clients.ravel(),
+        weight=np.ones(2 * rounds),
+        train_loss=np.ones(2 * rounds),
+    )
+    return run
+
+
+def probe(run: Path, rounds: list[int], r: list[float]) -> None:
+    n = len(rounds)
+    put(
+        run,
+        "probes",
+        round=rounds,
+        clients=[3] * n,
+        r=r,
+        gradient_norm=[1.0] * n,
+        diversity=[1 + 2 * x for x in r],
+        cosine=[0.5] * n,
+    )
+
+
+def split(run: Path, counts: list[list[int]] | None, examples: list[int]) -> None:
+    n = len(examples)
+    rows = counts if counts is not None else [None] * n
+    put(
+        run,
+        "partition",
+        round=[0] * n,
+        client=list(range(n)),
+        examples=[e - 1 for e in examples],
+        validation_examples=[1] * n,
+        label_counts=rows,
+    )
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """A finished FedGA run with everything that a run may leave."""
+    run = make(tmp_path / "digits" / "one", [None, 0.5, None, 0.9, None, 0.8])
+    probe(run, [2, 4, 6], [0.5, 0.1, 0.02])
+    split(run, [[10, 0, 0], [0, 10, 0], [5, 5, 10]], [10, 10, 20])
+    put(
+        run,
+        "operations",
+        round=[1, 1, 2],
+        phase=[0, 0, 0],
+        work=["gradient"] * 3,
+        gang=[0, 0, 0],
+        host=["a", "b", "b"],
+        attempt=[1, 2, 1],
+        clients=[2, 2, 2],
+        start_s=[0.0, 1.0, 2.0],
+        wall_s=[1.0] * 3,
+        bytes_down=[1] * 3,
+        bytes_up=[1] * 3,
+        outcome=["lost: ActorDiedError", "answered", "answered"],
+    )
+    record(run / "data.json", classes=CLASSES, class_names=["<a>", "b", "c"], clients=3, shape=[1, 8, 8])
+    record(run / "numerics.json", torch="2.9")
+    record(run / "final.json", round=6, examples=36, loss=0.3, metrics={"accuracy": 0.75})
+    return run
+
+
+def image_of(figure: Figure, axes: int) -> np.ndarray:
+    values = figure.axes[axes].images[0].get_array()
+    assert values is not None
+    return np.ma.filled(values, 0.0)
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects ids, tags and addresses."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.pictures: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        given = dict(attrs)
+        self.ids += [v for k, v in attrs if k == "id" and v]
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action") and v]
+        if given.get("role") == "img":
+            self.pictures.append(given.get("aria-label") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page(runs: list[Path], out: Path, target: float | None = None) -> Page:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        return Page(report.write_report(runs, out, target).read_text())
+
+
+# --- one run
+
+
+def test_a_view_is_cumulative(whole: Path) -> None:
+    v = report.view(whole)
+    assert v.communications.tolist() == [2, 4, 6, 8, 10, 12]
+    assert v.bytes_down.tolist() == [40, 80, 120, 160, 200, 240]
+    assert v.bytes_up[-1] == 120
+    assert v.seconds.tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.isnan(v.validation_accuracy[0]) and v.validation_accuracy[3] == 0.9
+    assert v.finished and v.title == "digits/one" and v.class_names == ("<a>", "b", "c")
+    assert v.settings["algorithm.beta"] == 0.05 and v.settings["metrics"] == "accuracy"
+
+
+def test_a_repeated_round_counts_with_its_last_time(tmp_path: Path) -> None:
+    run = make(tmp_path / "digits" / "r", [None, 0.5])
+    put(run, "seconds", round=[1, 2, 2], wall_s=[1.0] * 3, elapsed_s=[1.0, 2.0, 7.5], process=[0, 0, 1])
+    assert report.view(run).seconds.tolist() == [1.0, 7.5]
+
+
+def test_summary(whole: Path) -> None:
+    rows = dict(report.summary(whole))
+    assert rows["algorithm"] == "fedga (lr 0.1, beta 0.05)"
+    assert rows["data"] == "digits; labels (clients 3, labels 1)"
+    assert rows["rounds"] == "6"
+    assert rows["communications"] == "12"
+    assert rows["bytes down / up"] == "240 B / 120 B"
+    assert rows["wall time"] == "6 s, 1 rounds/s"
+    assert rows["validation accuracy"] == "0.8000 final (round 6), 0.9000 best (round 4)"
+    assert rows["validation loss"] == "0.2000 final (round 6), 0.1000 best (round 4)"
+    assert rows["test set"] == "accuracy 0.7500, loss 0.3000 (36 examples, after round 6)"
+    assert rows["r(x)"] == "0.5 (round 2) → 0.02 (round 6), n = 3 clients"
+    assert rows["gradient diversity n·Δ"].startswith("2 (round 2) → 1.04")
+    assert rows["clients"] == "12 asked, 12 answered"
+    assert rows["gangs"] == "3 attempts, 1 repeated, 1 failed"
+
+
+def test_an_unfinished_run_and_one_without_tables(tmp_path: Path) -> None:
+    going = make(tmp_path / "digits" / "going", [None, 0.5], planned=50)
+    fresh = tmp_path / "digits" / "fresh"
+    experiment(fresh, rounds=50)
+    rows = dict(report.summary(going))
+    assert rows["rounds"] == "2 of 50 (unfinished)"
+    assert "test set" not in rows and "r(x)" not in rows and "gangs" not in rows
+    assert dict(report.summary(fresh))["rounds"] == "0 of 50 (unfinished)"
+    assert "No round is finished yet" in page([fresh], tmp_path / "fresh.html").text
+    assert len(page([going], tmp_path / "going.html").pictures) == 2  # learning, participation
+    page([going, fresh], tmp_path / "both.html")
+
+
+def test_a_run_without_accuracy_shows_its_loss(tmp_path: Path) -> None:
+    run = make(tmp_path / "quadratic" / "a", [None, None])
+    assert "validation accuracy" not in dict(report.summary(run))
+    shown = page([run], tmp_path / "out.html")
+    assert "training" in shown.text and "validation accuracy" not in shown.text
+    header, rows = report.comparison([run])
+    assert header == ["group", "seeds", "final validation accuracy", "best validation accuracy", "final test accuracy"]
+    assert rows == [["quadratic", "1", "–", "–", "–"]]
+
+
+def test_bad_run_folders(tmp_path: Path, whole: Path) -> None:
+    with pytest.raises(BadInput, match=r"no run folder: it has no experiment\.json"):
+        report.view(tmp_path / "nothing")
+    with pytest.raises(BadInput, match="at least one run"):
+        report.write_report([], tmp_path / "out.html")
+    part = next(folder(whole, "rounds").glob("*.parquet"))
+    kept = part.read_bytes()
+    part.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(BadInput, match=part.name):
+        report.view(whole)
+    part.write_bytes(kept)
+    record(whole / "final.json", schema_version=2)
+    with pytest.raises(BadInput, match=r"final\.json has schema_version 2"):
+        report.view(whole)
+    (whole / "final.json").write_text("{")
+    with pytest.raises(BadInput, match=r"final\.json is damaged"):
+        report.view(whole)
+    (whole / "experiment.json").write_text('{"schema_version": 1, "experiment": []}')
+    with pytest.raises(BadInput, match=r"experiment\.json is damaged"):
+        report.view(whole)
+
+
+def test_clients_with_unequal_label_counts_are_bad_input(tmp_path: Path) -> None:
+    run = make(tmp_path / "digits" / "a", [0.5])
+    split(run, [[1, 2], [3]], [3, 3])
+    with pytest.raises(BadInput, match="label counts"):
+        report.write_report([run], tmp_path / "out.html")
+
+
+def test_the_page_of_one_run(whole: Path, tmp_path: Path) -> None:
+    shown = page([whole], tmp_path / "out.html")
+    assert {"learning", "alignment", "participation", "partition"} <= set(shown.ids)
+    assert len(shown.ids) == len(set(shown.ids))
+    assert len(shown.pictures) == 4 and all(len(words) > 40 for words in shown.pictures)
+    for text in (
+        "communications",
+        "wall seconds",
+        "r(x)",
+        "gradient diversity n·Δ (n = 3)",
+        "who took part",
+        "classes of each client",
+        "raygrad run experiment.json",
+        "raygrad resume digits/one",
+        "raygrad digest digits/one",
+        "2106.13897",
+        "algorithm.beta",
+    ):
+        assert text in shown.text, text
+    assert "<a>" in shown.text  # a class name, as text and not as a tag
+
+
+def test_the_page_needs_nothing_from_outside(whole: Path, tmp_path: Path) -> None:
+    out = report.write_report([whole], tmp_path / "out.html")
+    text = out.read_text()
+    shown = Page(text)
+    assert "script" not in shown.tags and "link" not in shown.tags and "metadata" not in shown.tags
+    assert all(a.startswith(("#", "data:image/png;base64,")) for a in shown.addresses)
+    assert "@import" not in text and "url(http" not in text
+    ids = set(shown.ids)
+    assert all(a[1:] in ids for a in shown.addresses if a.startswith("#"))
+
+
+def test_the_same_run_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    import matplotlib
+
+    first = report.write_report([whole], tmp_path / "a.html").read_bytes()
+    with matplotlib.rc_context({"lines.linewidth": 9, "svg.hashsalt": "other", "axes.facecolor": "red"}):
+        assert report.write_report([whole], tmp_path / "b.html").read_bytes() == first
+        assert matplotlib.rcParams["lines.linewidth"] == 9  # the caller's settings stay
+
+
+def test_a_folder_takes_report_html(whole: Path) -> None:
+    assert report.write_report([whole], whole) == whole / "report.html"
+    first = (whole / "report.html").read_bytes()
+    assert report.write_report([whole], whole).read_bytes() == first
+
+
+def test_the_papers_protocol_is_labelled(tmp_path: Path) -> None:
+    run = make(tmp_path / "emnist" / "p", [0.5, 0.9, 0.8], mode="paper")
+    record(run / "final.json", round=3, examples=36, loss=0.3, metrics={"accuracy": 0.8}, best={"round": 2})
+    label = "paper's protocol: best over the run, no validation set"
+    assert dict(report.summary(run))["test accuracy"] == f"0.8000 final (round 3), 0.9000 best (round 2); {label}"
+    assert f"Test accuracy ({label})" in page([run], tmp_path / "out.html").text
+    header, rows = report.comparison([run], 0.85)
+    assert header[-2:] == ["final test accuracy", "best test accuracy"]
+    assert rows[0][-2:] == ["0.8000", "0.9000"]
+    assert rows[0][2:4] == ["2", "4"]
+
+
+# --- several runs
+
+
+def test_seeds_make_one_group_and_settings_another(tmp_path: Path) -> None:
+    root = tmp_path / "digits"
+    runs = [make(root / f"ga{s}", [0.5], seed=s) for s in range(3)]
+    runs.append(make(root / "avg0", [0.4], seed=0, kind="fedavg", lr=0.1))
+    groups = report.group([report.view(r) for r in runs])
+    assert [(g.label, len(g.runs)) for g in groups] == [("fedga", 3), ("fedavg", 1)]
+    assert groups[0].fields == {"algorithm.kind": "fedga", "algorithm.beta": 0.05}
+    runs.append(make(root / "gb0", [0.4], kind="fedga", lr=0.1, beta=0.2))
+    assert [g.label for g in report.group([report.view(r) for r in runs])] == [
+        "fedga, beta=0.05",
+        "fedavg",
+        "fedga, beta=0.2",
+    ]
+
+
+def test_a_repeated_seed_is_no_new_evidence(tmp_path: Path) -> None:
+    root = tmp_path / "digits"
+    short = make(root / "short", [0.5], planned=3)
+    long = make(root / "long", [0.5, 0.6, 0.7])
+    again = make(root / "again", [0.5, 0.6, 0.7])
+    (only,) = report.group([report.view(r) for r in (short, long, again)])
+    assert [v.id for v in only.runs] == ["long"]
+    assert page([short, long, again], tmp_path / "o.html").text.count("not counted: repeats a seed") == 2
+
+
+def test_a_part_with_two_settings_of_the_same_name_keeps_its_full_name(tmp_path: Path) -> None:
+    a = make(tmp_path / "d" / "a", [0.5], kind="server", lr=1.0, inner={"kind": "fedavg", "lr": 0.1})
+    b = make(tmp_path / "d" / "b", [0.5], kind="server", lr=0.5, inner={"kind": "fedavg", "lr": 0.2})
+    labels = [g.label for g in report.group([report.view(a), report.view(b)])]
+    assert labels == ["algorithm.lr=1, algorithm.inner.lr=0.1", "algorithm.lr=0.5, algorithm.inner.lr=0.2"]
+    assert dict(report.summary(a))["algorithm"] == "server (lr 1, inner.kind fedavg, inner.lr 0.1)"
+
+
+def test_the_cost_of_a_target(tmp_path: Path) -> None:
+    root = tmp_path / "digits"
+    runs = [
+        make(root / "ga0", [None, 0.5, None, 0.9], seed=0),
+        make(root / "ga1", [None, 0.8, None, 0.95], seed=1),
+        make(root / "avg0", [0.2, 0.3, 0.4, 0.6], phases=1, kind="fedavg", lr=0.1),
+        make(root / "avg1", [0.2, 0.81, 0.4, 0.6], phases=1, seed=1, kind="fedavg", lr=0.1),
+    ]
+    header, rows = report.comparison(runs, 0.8)
+    assert header[:6] == ["group", "seeds", "rounds to 0.8", "communications to 0.8", "MB to 0.8", "seconds to 0.8"]
+    (ga, avg) = rows
+    # FedGA: rounds 4 and 2, communications 8 and 4, seconds 4 and 2; sample standard deviations sqrt(2), 2 sqrt(2).
+    assert ga[:4] == ["fedga", "2", "3.00 ± 1.41", "6.00 ± 2.83"]
+    assert ga[5:8] == ["3.00 ± 1.41", "0.9250 ± 0.0354", "0.9250 ± 0.0354"]
+    assert avg[:4] == ["fedavg", "2", "2 (1 of 2 seeds)", "2 (1 of 2 seeds)"]
+    assert report.comparison(runs, 0.99)[1][0][2] == "not reached"
+    for bad in (0.0, 1.5, float("nan")):
+        with pytest.raises(BadInput, match="target accuracy"):
+            report.comparison(runs, bad)
+
+
+def test_bytes_of_a_target_count_both_directions(tmp_path: Path) -> None:
+    v = report.view(make(tmp_path / "d" / "a", [0.2, 0.9]))
+    assert report.reach(v, 0.9) == report.Reached(rounds=2, communications=4, bytes=120, seconds=2.0)
+    assert report.reach(v, 0.91) is None
+
+
+@pytest.mark.parametrize(("best", "target"), [(0.879, 0.87), (0.87, 0.87), (0.9967, 0.996), (1.0, 1.0), (0.004, None)])
+def test_the_target_is_what_every_run_reaches(tmp_path: Path, best: float, target: float | None) -> None:
+    runs = [make(tmp_path / "d" / "a", [0.0, best, 0.001]), make(tmp_path / "d" / "b", [1.0], seed=1)]
+    runs.append(make(tmp_path / "d" / "c", [None], seed=2))  # without an accuracy it does not count
+    assert report.common_target(report.group([report.view(r) for r in runs])) == target
+
+
+def test_the_page_of_several_runs(tmp_path: Path) -> None:
+    root = tmp_path / "digits"
+    runs = [make(root / f"ga{s}", [None, 0.5, None, 0.9], seed=s) for s in range(2)]
+    runs += [make(root / f"avg{s}", [0.2, 0.3, 0.4, 0.6], 1, seed=s, kind="fedavg", lr=0.1) for s in range(2)]
+    for run in runs:
+        probe(run, [2, 4], [0.5, 0.1])
+    shown = page([*runs, runs[0]], tmp_path / "out.html")
+    assert "4 runs, 2 groups" in shown.text
+    assert "Target accuracy 0.6: the largest accuracy that every run reaches, rounded down." in shown.text
+    assert "Mean ± sample standard deviation over seeds" in shown.text
+    assert len(shown.pictures) == 2 and len(shown.ids) == len(set(shown.ids))
+    assert "as asked for" in page(runs, tmp_path / "out.html", 0.5).text
+
+
+def test_means_are_taken_at_equal_communications(tmp_path: Path) -> None:
+    a = report.view(make(tmp_path / "d" / "a", [None, 0.2, None, 0.4, None, 0.9]))
+    b = report.view(make(tmp_path / "d" / "b", [None, 0.4, None, 0.8], seed=1, planned=6, second=3.0))
+    (both,) = report.group([a, b])
+    curves = report._mean_over_seeds(both, "accuracy", ["communications", "seconds"])
+    x, mean, low, high = curves["communications"]
+    assert x.tolist() == [4, 8]  # the unfinished seed ends the curve
+    assert mean == pytest.approx([0.3, 0.6])
+    assert low is not None and low.tolist() == [0.2, 0.4]
+    assert high is not None and high.tolist() == [0.4, 0.8]
+    assert curves["seconds"][0].tolist() == [4, 8]  # the mean of 2 and 6, of 4 and 12
+
+
+def test_many_groups_grey_out_the_weakest(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "d" / f"{i}", [i / 20], kind="fedga", lr=0.1, beta=i / 10) for i in range(12)]
+    groups = report.group([report.view(r) for r in runs])
+    assert report._series(groups) == [None, None, *range(10)]
+    assert "Grey: the 2 groups with lower accuracy." in page(runs, tmp_path / "o.html").text
+
+
+# --- pictures and partitions
+
+
+def test_thin_keeps_ends_and_extremes() -> None:
+    y = rng(0, Purpose.SYNTHETIC).normal(size=100_000)
+    y[54_321], y[777] = 100.0, -100.0
+    at = pictures.thin(y)
+    assert len(at) <= pictures.MAX_POINTS and (np.diff(at) > 0).all()
+    assert {0, 777, 54_321, 99_999} <= set(at.tolist())
+    assert pictures.thin(y[:2000]).tolist() == list(range(2000))
+    assert pictures.thin(y[:0]).tolist() == []
+
+
+def test_long_curves_are_thinned_before_they_are_drawn() -> None:
+    x = np.arange(100_000, dtype=np.float64)
+    curve = pictures.Curve("c", x, np.sin(x), np.sin(x) - 1, np.sin(x) + 1)
+    axes = pictures.lines([[pictures.Panel("t", "x", [curve])]]).axes[0]
+    assert len(axes.lines[0].get_xdata()) <= pictures.MAX_POINTS  # pyright: ignore[reportArgumentType]
+
+
+def test_a_curve_leaves_out_what_was_not_measured() -> None:
+    y = np.array([np.nan, 1.0, np.inf, 3.0])
+    axes = pictures.lines([[pictures.Panel("t", "x", [pictures.Curve("c", np.arange(4.0), y)])]]).axes[0]
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(("n", "limit"), [(1, 5), (5, 5), (7, 5), (1000, 200), (1001, 200)])
+def test_bins_cover_everything_once(n: int, limit: int) -> None:
+    edges = pictures.bins(n, limit)
+    size = np.diff(edges)
+    assert edges[0] == 0 and edges[-1] == n and len(size) == min(n, limit)
+    assert size.min() >= 1 and size.max() - size.min() <= 1
+
+
+def test_participation_shows_each_answer() -> None:
+    figure = pictures.participation(np.array([0, 2, 1]), np.array([1, 1, 3]), population=4, last=3)
+    image = image_of(figure, 0)
+    assert image.tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]
+
+
+def test_participation_is_binned_when_large() -> None:
+    draw = rng(0, Purpose.SYNTHETIC)
+    clients, rounds = draw.integers(0, 5000, 40_000), draw.integers(1, 2001, 40_000)
+    figure = pictures.participation(clients, rounds, population=5000, last=2000)
+    image = image_of(figure, 0)
+    assert image.shape == (pictures.MAX_CLIENTS, pictures.MAX_ROUNDS)
+    assert image.sum() * 25 * 5 == pytest.approx(40_000)
+
+
+def test_partition_table() -> None:
+    counts = np.array([[4, 0, 0, 0], [0, 4, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]])
+    rows = dict(report.partition_table(counts, counts.sum(1)))
+    assert rows["clients"] == "4" and rows["examples"] == "16"
+    assert rows["examples per client"] == "min 0, median 4, max 8"
+    assert rows["clients without examples"] == "1"
+    assert rows["largest client's share"] == "50.00% of all examples"
+    assert rows["labels per client"] == "min 0, median 1, max 4, of 4"
+    assert rows["effective labels per client"] == "2.00 on average (exp of the entropy)"  # (1 + 1 + 4) / 3
+    assert rows["largest label's share"] == "75.0% of a client's examples, on average"
+    assert "labels per client" not in dict(report.partition_table(None, np.array([3, 4])))
+
+
+def test_a_partition_of_many_clients_is_sorted_and_binned() -> None:
+    counts = np.zeros((1000, 4), np.int64)
+    counts[np.arange(1000), rng(0, Purpose.SYNTHETIC).integers(0, 4, 1000)] = 10
+    figure = pictures.partition(counts, counts.sum(1))
+    image = image_of(figure, 1)
+    assert image.shape == (4, pictures.MAX_CLIENTS)
+    assert (image.max(0) == 1).mean() > 0.98  # one class to a column but where two classes meet
+    assert (np.diff(image.argmax(0)) >= 0).all()
+
+
+@pytest.mark.parametrize("counts", [np.array([[3, 0], [1, 2]]), None])
+@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_partition_pictures(tmp_path: Path, counts: np.ndarray | None, suffix: str, start: bytes) -> None:
+    out = [tmp_path / f"{i}{suffix}" for i in range(2)]
+    for path in out:
+        report.partition_picture(counts, np.array([3, 3]), ["cat", "dog"], path)
+    assert out[0].read_bytes() == out[1].read_bytes()
+    assert out[0].read_bytes().startswith(start)
+
+
+def test_partition_picture_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"\.png, \.svg or \.pdf"):
+        report.partition_picture(None, np.array([3, 3]), [], tmp_path / "a.gif")
+    with pytest.raises(BadInput, match="2 clients but label counts for 1"):
+        report.partition_picture(np.array([[1]]), np.array([3, 3]), [], tmp_path / "a.png")
+
+
+def test_a_report_reads_tables_only() -> None:
+    """The report knows no driver and no experiment, and matplotlib is imported when something is drawn."""
+    for module in (report, pictures):
+        assert module.__file__ is not None
+        tree = ast.parse(Path(module.__file__).read_text())
+        top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+        top |= {f"{n.module}.{a.name}" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+        ours = {name for name in top if name.startswith("raygrad")}
+        assert ours <= {"raygrad.pictures", "raygrad.storage", "raygrad.tables", "raygrad.errors.BadInput"}
+        assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
