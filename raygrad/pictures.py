@@ -276,7 +276,9 @@ def _draw(axes: "Axes", panel: Panel) -> None:
         x, y = curve.x[at], curve.y[at]
         values.append(y)
         colour, style, width = _look(curve.series)
-        axes.plot(x, y, color=colour, linestyle=style, linewidth=width, marker="o" if len(x) == 1 else "", markersize=4)
+        axes.plot(
+            x, y, color=colour, linestyle=style, linewidth=width, marker="o" if len(x) <= 30 else "", markersize=3
+        )
         if curve.low is not None and curve.high is not None:
             axes.fill_between(x, curve.low[at], curve.high[at], color=colour, alpha=0.16, linewidth=0)
     axes.set(title=panel.title, xlabel=panel.x_label)

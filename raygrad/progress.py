@@ -50,7 +50,7 @@ class Quiet:
 
 
 class Reading:
-    """What there is to say of the run after each round: the newest value of everything that is not measured every time."""
+    """What there is to say of the run after each round: of what is not measured every time, the newest value."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

@@ -123,6 +123,19 @@ class RunView:
         """The loss that belongs to `accuracy`."""
         return self.test_loss if self.paper else self.validation_loss
 
+    def last(self, measure: Literal["accuracy", "loss"]) -> tuple[int, float] | None:
+        """The newest value of `accuracy` or `loss` and its round; None if there is none.
+
+        A finished run measures once more after its last round, in final.json.
+        """
+        values = self.accuracy if measure == "accuracy" else self.loss
+        at = np.flatnonzero(np.isfinite(values))
+        newest = (int(self.round[at[-1]]), float(values[at[-1]])) if len(at) else None
+        end, value = self.final.get("round"), self.final.get(f"validation.{measure}")
+        if self.paper or not isinstance(end, int) or not isinstance(value, int | float) or not isfinite(value):
+            return newest
+        return newest if newest is not None and newest[0] >= end else (end, float(value))
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -254,10 +267,10 @@ def _summary(v: RunView) -> list[tuple[str, str]]:
     if v.virtual_s.any():
         rows.append(("virtual time", _seconds_text(float(v.virtual_s[-1]))))
     if v.paper:
-        rows += [(label, f"{text}; {PAPER_PROTOCOL}") for label, text in _measured("test accuracy", v, v.test_accuracy)]
+        rows += [(label, f"{text}; {PAPER_PROTOCOL}") for label, text in _measured("test accuracy", v, "accuracy")]
     else:
-        rows += _measured("validation accuracy", v, v.validation_accuracy)
-        rows += _measured("validation loss", v, v.validation_loss, least=True)
+        rows += _measured("validation accuracy", v, "accuracy")
+        rows += _measured("validation loss", v, "loss")
     rows += _tested(v)
     p = v.probes
     if len(p.round):
@@ -281,13 +294,16 @@ def describe(settings: Settings, part: str) -> str:
     return f"{kind} ({rest})" if rest else str(kind)
 
 
-def _measured(label: str, v: RunView, values: np.ndarray, least: bool = False) -> list[tuple[str, str]]:
-    at = np.flatnonzero(np.isfinite(values))
-    if not len(at):
+def _measured(label: str, v: RunView, measure: Literal["accuracy", "loss"]) -> list[tuple[str, str]]:
+    last = v.last(measure)
+    if last is None:
         return []
-    last, best = at[-1], at[np.argmin(values[at]) if least else np.argmax(values[at])]
-    final = f"{values[last]:.4f} final (round {v.round[last]:,})"
-    return [(label, f"{final}, {values[best]:.4f} best (round {v.round[best]:,})")]
+    text = f"{last[1]:.4f} final (round {last[0]:,})"
+    values = v.accuracy if measure == "accuracy" else -v.loss
+    if np.isfinite(values).any():
+        best = int(np.nanargmax(values))
+        text += f", {abs(values[best]):.4f} best (round {v.round[best]:,})"
+    return [(label, text)]
 
 
 def _tested(v: RunView) -> list[tuple[str, str]]:
@@ -412,7 +428,7 @@ def _comparison(groups: Sequence[Group], target: float | None) -> tuple[list[str
         if target is not None:
             row += _costs([reach(v, target) for v in g.runs])
         curves = [v.accuracy[np.isfinite(v.accuracy)] for v in g.runs]
-        row.append(_spread([c[-1] for c in curves if len(c)]))
+        row.append(_spread([found[1] for v in g.runs if (found := v.last("accuracy")) is not None]))
         row.append(_spread([c.max() for c in curves if len(c)]))
         tests = [v.final.get("metrics.accuracy") for v in g.runs]
         row.append(_spread([float(t) for t in tests if isinstance(t, int | float)]))
@@ -564,7 +580,7 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
             owner.get(id(v), "not counted: repeats a seed"),
             _leaf(v.settings.get("seed")),
             f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,}",
-            " ".join(_leaf(v.where[k]) for k in ("on", "hosts") if k in v.where),
+            _place(v),
             v.hash[:12],
         ]
         for v in views
@@ -590,6 +606,12 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
     return _page(title, parts)
 
 
+def _place(v: RunView) -> str:
+    """On what a run ran."""
+    on, hosts = _leaf(v.where.get("on")), v.where.get("hosts")
+    return f"{on}, {_leaf(hosts)} hosts" if on == "ray" and hosts is not None else on
+
+
 def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
     """How the numbers of a comparison were made."""
     views = [v for g in groups for v in g.runs]
@@ -601,7 +623,7 @@ def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
     if any(v.paper for v in views):
         said.append(f"Test accuracy ({PAPER_PROTOCOL}).")
     said.append("Mean ± sample standard deviation over seeds. MB: both directions together.")
-    if len({(_leaf(v.where.get("on")), _leaf(v.where.get("hosts"))) for v in views}) > 1:
+    if len({_place(v) for v in views}) > 1:
         said.append("The runs did not all use the same machines: compare their seconds with care.")
     return " ".join(said)
 

@@ -6,7 +6,7 @@
 There are no callbacks: whoever wants to act between rounds writes a `for`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -71,7 +71,7 @@ def rounds(
     run_root: str | Path = "runs",
     name: str = "run",
     say: _Progress = lambda line: None,
-) -> Iterator[Round]:
+) -> Generator[Round, None, None]:
     """Run `experiment` in a new folder under `run_root/name`, round by round. `say` gets lines the user should see.
 
     Leaving the loop early saves a checkpoint. Raises the errors of `raygrad.errors`; bad input before anything starts.
@@ -87,7 +87,7 @@ def resume(
     where: Where | None = None,
     run_root: str | Path = "runs",
     say: _Progress = lambda line: None,
-) -> Iterator[Round]:
+) -> Generator[Round, None, None]:
     """Continue a run from its newest checkpoint, to `rounds` in total if given, bitwise as if it had never stopped."""
     loaded = load(run, run_root)
     if rounds is not None:
@@ -178,7 +178,7 @@ def unpack(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-def play(run: LoadedRun, say: _Progress = lambda line: None) -> Iterator[Round]:
+def play(run: LoadedRun, say: _Progress = lambda line: None) -> Generator[Round, None, None]:
     """The rounds that `run` still lacks, each saved before it is given out; the test evaluation follows the last."""
     record = storage.read_json(run.folder / "experiment.json")
     if record["hash"] != run.experiment.hash:
@@ -222,7 +222,7 @@ class _Player:
         self._stack = stack
         self._interrupts = Interrupts()
 
-    def rounds(self) -> Iterator[Round]:
+    def rounds(self) -> Generator[Round, None, None]:
         if self._done >= self._experiment.rounds and self._final_is_current():
             return
         executor = self._stack.enter_context(open_executor(self._plan, self._run.where, self._folder, self._say))

@@ -231,6 +231,17 @@ def test_summary(whole: Path) -> None:
     assert rows["gangs"] == "3 attempts, 1 repeated, 1 failed"
 
 
+def test_the_last_measurement_may_stand_in_final_json(tmp_path: Path) -> None:
+    run = make(tmp_path / "digits" / "a", [None, 0.5, None])
+    record(run / "final.json", round=3, validation={"accuracy": 0.7, "loss": 0.25, "examples": 10})
+    rows = dict(report.summary(run))
+    assert rows["validation accuracy"] == "0.7000 final (round 3), 0.5000 best (round 2)"
+    assert rows["validation loss"].startswith("0.2500 final (round 3)")
+    assert "test set" not in rows
+    record(run / "final.json", round=1, validation={"accuracy": 0.7})  # of before the run was extended
+    assert dict(report.summary(run))["validation accuracy"].startswith("0.5000 final (round 2)")
+
+
 def test_an_unfinished_run_and_one_without_tables(tmp_path: Path) -> None:
     going = make(tmp_path / "digits" / "going", [None, 0.5], planned=50)
     fresh = tmp_path / "digits" / "fresh"

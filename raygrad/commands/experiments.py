@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -23,6 +24,7 @@ from raygrad.recipes import RECIPES
 
 Given = Mapping[str, str | int | float | Path | None]
 """Options by field name; None where the user gave none."""
+_REFERENCE = re.compile(r"[\w.-]+:[\w.]+")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ def _named(text: str) -> Chosen:
     if (path / "experiment.json").is_file():
         return _recorded(path / "experiment.json")
     if path.exists():
-        raise BadInput(f"{text} is no experiment: give a recipe's name, an experiment.json, a run's folder or a .py file")
+        raise BadInput(
+            f"{text} is no experiment: give a recipe's name, an experiment.json, a run's folder or a .py file"
+        )
     raise unknown("recipe", text, RECIPES)
 
 
@@ -158,37 +162,41 @@ def _check_parts(experiment: Experiment) -> None:
     parts = (("algorithm", Algorithm), ("sampler", Sampler), ("data", Dataset), ("partition", Partitioner))
     for field, protocol in parts:
         part = getattr(experiment, field)
-        lacking = [n for n in protocol.__protocol_attrs__ if not hasattr(part, n)]
-        if lacking:
+        if not isinstance(part, protocol):
             raise BadInput(
-                f"{field} {type(part).__name__} lacks {', '.join(sorted(lacking))} "
-                f"(see {protocol.__module__}.{protocol.__name__})"
+                f"{field} {type(part).__name__} cannot be used as one: it lacks something of "
+                f"{protocol.__module__}.{protocol.__name__}"
             )
 
 
 def ship(experiment: Experiment) -> None:
-    """Let Ray's hosts have the user's own classes without having their files: they are sent by value.
+    """Let Ray's hosts have the user's own code without having its files: classes are sent by value.
 
-    What the hosts look up by name (a model's factory) they find on the path of a Ray that is started here.
+    What hosts look up by name (a model's factory, a loss) they find on the path, on a Ray that is started here.
     """
     from raygrad.onray import cluster  # only what is under onray imports Ray
 
-    root = Path(sysconfig.get_path("purelib"))
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in [*sys.path, os.environ.get("PYTHONPATH")] if p))
-    for name in _user_modules(experiment.to_json()):
+    names = _user_modules(experiment.to_json())
+    tops = {n.partition(".")[0] for n in names}
+    holding = [p for p in sys.path if any(Path(p, f"{t}.py").is_file() or Path(p, t).is_dir() for t in tops)]
+    if holding:
+        known = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*known, *(str(Path(p).resolve()) for p in holding)]))
+    installed = Path(sysconfig.get_path("purelib"))
+    for name in names:
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
-        if module is not None and file and not Path(file).is_relative_to(root):
-            cluster.ray.cloudpickle.register_pickle_by_value(module)
+        if module is not None and file and not Path(file).is_relative_to(installed):
+            cluster.ray.cloudpickle.register_pickle_by_value(module)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _user_modules(value: object) -> set[str]:
-    """The modules of all kinds in an experiment's JSON that are the user's own."""
-    if not isinstance(value, dict):
-        return set()
-    kind = value.get("kind")
-    own = {kind.partition(":")[0]} if isinstance(kind, str) and ":" in kind else set()
-    return own.union(*(_user_modules(v) for v in value.values()))
+    """The modules of all `package.module:name` in an experiment's JSON."""
+    if isinstance(value, dict):
+        return set().union(*(_user_modules(v) for v in value.values()))
+    if isinstance(value, list):
+        return set().union(*(_user_modules(v) for v in value))
+    return {value.partition(":")[0]} if isinstance(value, str) and _REFERENCE.fullmatch(value) else set()
 
 
 # --- where ----------------------------------------------------------------------------------------------------------

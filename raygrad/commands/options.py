@@ -41,7 +41,9 @@ Runs = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Set a field, e.g. algorithm=scaffold or local.epochs=2. Repeatable, in order."
+        "--set",
+        metavar="PATH=VALUE",
+        help="Set a field: algorithm=scaffold, local.epochs=2, … Repeatable.",
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Set seed.", show_default=False)]
@@ -56,20 +58,20 @@ DataRoot = Annotated[
 ShardRoot = Annotated[
     Path | None,
     typer.Option(
-        "--shard-root", help="Where prepared shards go; every host must see it. [default: .shards in the run root]",
-        rich_help_panel=DATA, show_default=False,
+        "--shard-root", help="Where prepared shards go; every host must see it.",
+        rich_help_panel=DATA, show_default=".shards in the run root",
     ),
 ]  # fmt: skip
 On = Annotated[
     Literal["ray", "local"] | None,
     typer.Option(
-        "--on", help="Host actors of Ray, or this process without Ray. [default: ray]", rich_help_panel=MACHINE,
-        show_default=False,
+        "--on", help="Host actors of Ray, or this process without Ray.", rich_help_panel=MACHINE,
+        show_default="ray; resume: as before",
     ),
 ]  # fmt: skip
 Hosts = Annotated[
     int | None,
-    typer.Option("--hosts", help="Host actors. [default: 2]", rich_help_panel=MACHINE, show_default=False),
+    typer.Option("--hosts", help="Host actors.", rich_help_panel=MACHINE, show_default="2; resume: as before"),
 ]
 Address = Annotated[
     str | None,
@@ -81,22 +83,22 @@ Address = Annotated[
 GpusPerHost = Annotated[
     float | None,
     typer.Option(
-        "--gpus-per-host", help="GPUs of each host, also a fraction. [default: 0]", rich_help_panel=MACHINE,
-        show_default=False,
+        "--gpus-per-host", help="GPUs of each host, also a fraction.", rich_help_panel=MACHINE,
+        show_default="0; resume: as before",
     ),
 ]  # fmt: skip
 Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None,
     typer.Option(
-        "--device", help="What hosts compute on; auto: a GPU where they have one. [default: auto]",
-        rich_help_panel=MACHINE, show_default=False,
+        "--device", help="What hosts compute on; auto: a GPU where they have one.",
+        rich_help_panel=MACHINE, show_default="auto; resume: as before",
     ),
 ]  # fmt: skip
 Numerics = Annotated[
     Literal["strict", "mark"] | None,
     typer.Option(
-        "--numerics", help="Refuse hosts that compute other bits, or admit and mark them. [default: strict]",
-        rich_help_panel=MACHINE, show_default=False,
+        "--numerics", help="Refuse hosts that compute other bits, or admit and mark them.",
+        rich_help_panel=MACHINE, show_default="strict; resume: as before",
     ),
 ]  # fmt: skip
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the run's folder only.", rich_help_panel=OUTPUT)]

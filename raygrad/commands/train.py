@@ -56,8 +56,8 @@ def run(
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", help="The run goes to RUN_ROOT/NAME/ID. [default: the recipe's name]",
-            rich_help_panel=options.OUTPUT, show_default=False,
+            "--name", help="The run goes to RUN_ROOT/NAME/ID.",
+            rich_help_panel=options.OUTPUT, show_default="the recipe\'s name",
         ),
     ] = None,
     quiet: options.Quiet = False,
@@ -65,29 +65,39 @@ def run(
 ) -> None:  # fmt: skip
     """Train: a recipe, an experiment.json, or a recipe file of your own.
 
-    Without arguments it trains FedGA on handwritten digits, ten clients of one class each, on two hosts of a Ray that it
-    starts. The run goes to ./runs/NAME/ID; at its end the model is evaluated on the test set and report.html is written.
+    Without arguments it trains FedGA on handwritten digits, ten clients of one
+    class each, on two hosts of a Ray that it starts. The run goes to
+    ./runs/NAME/ID; at its end the model is evaluated on the test set and
+    report.html is written.
 
     \b
     Examples
-      raygrad run                                            the main job
-      raygrad run --on local --rounds 20                     without Ray, in this process
-      raygrad run digits --set algorithm=scaffold            another algorithm
+      raygrad run                                     the main job
+      raygrad run --on local --rounds 20              without Ray
+      raygrad run digits --set algorithm=scaffold     another algorithm
       raygrad run --set partition=dirichlet --set partition.concentration=0.1
-      raygrad run --alpha 0.05 --beta 0.2 --K 10 --seed 3    the paper's letters
-      raygrad run --set local.epochs=1 --set schedule=cosine --set schedule.length=100
-      raygrad run emnist47-het --data-root DIR --hosts 4     real data
-      raygrad run runs/digits/ID/experiment.json             repeat a run, bit for bit
-      raygrad run my_recipe.py                               your own: def recipe() -> Experiment
+      raygrad run --alpha 0.05 --beta 0.2 --K 10      the paper's letters
+      raygrad run --set local.epochs=1 --seed 3       epochs instead of steps
+      raygrad run mnist-het --data-root DIR --hosts 4
+      raygrad run runs/digits/ID/experiment.json      repeat a run, bit for bit
+      raygrad run my_recipe.py                        it defines recipe()
 
-    A recipe file is imported by its name, with its folder on Python's path; to resume such a run or to repeat its
-    experiment.json, be in that folder. `raygrad list algorithms` (datasets, models, …) shows every field.
+    A recipe file is imported by its name, with its folder on Python's path; be in
+    that folder to resume such a run or to repeat its experiment.json.
+    `raygrad list algorithms` (datasets, models, …) shows every field.
     """
     from raygrad import run as engine
     from raygrad.commands import experiments
     from raygrad.progress import display
 
-    short = {"rounds": rounds, "seed": seed, "algorithm.lr": alpha, "algorithm.beta": beta, "local.steps": k, "init": init}
+    short = {
+        "rounds": rounds,
+        "seed": seed,
+        "algorithm.lr": alpha,
+        "algorithm.beta": beta,
+        "local.steps": k,
+        "init": init,
+    }
     chosen = experiments.choose(recipe, settings or (), short)
     where = experiments.place(
         {
@@ -98,9 +108,7 @@ def run(
     with display(quiet) as screen:
         screen.waiting("preparing the data")
         try:
-            made = engine.create(
-                chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say
-            )
+            made = engine.create(chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say)
         except KeyboardInterrupt:
             raise Interrupted("interrupted before the first round; run the same command again") from None
         screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
@@ -126,17 +134,17 @@ def resume(
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:
-    """Go on with a run where it stopped, bit for bit as if it never had; or extend a finished one.
+    """Go on with a run where it stopped, as if it never had; or extend a finished one.
 
-    It starts at the newest checkpoint. What is not given (--on, --hosts, …) is as it was when the run started. A finished
-    run with nothing left to do says so.
+    It starts at the newest checkpoint. What is not given (--on, --hosts, …) is as
+    it was when the run started. A finished run with nothing left to do says so.
 
     \b
     Examples
-      raygrad resume digits                     the newest run called digits
-      raygrad resume digits/ID --rounds 400     400 rounds in total
-      raygrad resume digits --hosts 4           on more hosts: the same result
-      raygrad resume digits --on local          without Ray: the same result
+      raygrad resume digits                   the newest run called digits
+      raygrad resume digits/ID --rounds 400   400 rounds in total
+      raygrad resume digits --hosts 4         on more hosts: the same bits
+      raygrad resume digits --on local        without Ray: the same bits
     """
     from dataclasses import replace
 
@@ -159,10 +167,8 @@ def resume(
     with display(quiet) as screen:
         played = _play(loaded, run_root, screen)
     if not played and not quiet:
-        output.line(
-            f"{output.run_name(loaded.folder, run_root)} is finished: {loaded.experiment.rounds} rounds, nothing left to "
-            "do; --rounds extends it"
-        )
+        done = f"{output.run_name(loaded.folder, run_root)} is finished: {loaded.experiment.rounds} rounds"
+        output.line(f"{done}, nothing left to do; --rounds extends it")
     _finish(loaded, run_root, quiet, report=not no_report)
 
 

@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -64,7 +65,7 @@ def _ship_by_value(name: str) -> None:
     module = sys.modules[name]
     file = getattr(module, "__file__", None)
     if name != "__main__" and not name.startswith("raygrad.") and file and "site-packages" not in Path(file).parts:
-        ray.cloudpickle.register_pickle_by_value(module)
+        cloudpickle.register_pickle_by_value(module)
 
 
 class RayExecutor:

@@ -1,0 +1,103 @@
+"""The entry of the command line: the list of commands, and one way for errors to become a line and an exit code.
+
+Nothing slow is imported here: torch and Ray come with the command that needs them, so --help is quick.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Annotated, NoReturn
+
+import typer
+
+from raygrad.commands import check, results, show, train
+from raygrad.errors import EXIT_CODES, RaygradError
+
+_ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
+
+\b
+Start here
+  raygrad run                 train FedGA on handwritten digits, with Ray
+  raygrad resume digits       go on where it stopped
+  raygrad report digits       tables and pictures
+  raygrad list algorithms     what there is, with every field for --set
+  raygrad COMMAND --help      more, with examples
+"""
+_CODES = "\b\nExit codes\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+app = typer.Typer(
+    name="raygrad", help=_ABOUT, epilog=_CODES, no_args_is_help=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)  # fmt: skip
+app.command("run", rich_help_panel="Train")(train.run)
+app.command("resume", rich_help_panel="Train")(train.resume)
+app.command("report", rich_help_panel="Results")(results.report)
+app.command("export", rich_help_panel="Results")(results.export)
+app.command("digest", rich_help_panel="Results")(results.digest)
+app.command("list", rich_help_panel="Before you train")(show.list_)
+app.command("partition", rich_help_panel="Before you train")(show.partition)
+app.command("verify", rich_help_panel="Before you train")(check.verify)
+app.command("cite", rich_help_panel="Results")(show.cite)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"raygrad {metadata.version('raygrad')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (by default this process's) and return its exit code, one of `raygrad.errors.EXIT_CODES`.
+
+    What the user can put right becomes one line on stderr; what is wrong in raygrad raises.
+    """
+    try:
+        code = app(None if arguments is None else list(arguments), prog_name="raygrad", standalone_mode=False)
+    except RaygradError as e:
+        _say(e)
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("raygrad: interrupted", file=sys.stderr)
+        return 130
+    except PermissionError as e:
+        print(f"raygrad: {e.filename}: {e.strerror}", file=sys.stderr)
+        return 2
+    except Exception as e:
+        if not hasattr(e, "format_message"):
+            raise
+        return _usage(e)
+    return code if isinstance(code, int) else 0
+
+
+def _say(error: RaygradError) -> None:
+    first, *notes = [str(error), *getattr(error, "__notes__", ())]
+    print(f"raygrad: {' '.join(first.split())}", file=sys.stderr)
+    for note in notes:
+        print(f"  {note}", file=sys.stderr)
+
+
+def _usage(error: Exception) -> int:
+    """What the parser of the command line found wrong."""
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "raygrad")
+    text = " ".join(str(error.format_message()).split())  # pyright: ignore[reportAttributeAccessIssue]
+    if text:
+        print(f"raygrad: {text.rstrip('.')}; `{command} --help` shows how", file=sys.stderr)
+    return 2
+
+
+def main() -> NoReturn:
+    """The `raygrad` command."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

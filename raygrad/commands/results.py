@@ -1,0 +1,107 @@
+"""`raygrad report`, `raygrad digest` and `raygrad export`: what is made of runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raygrad.commands import options, output
+from raygrad.errors import BadInput
+
+
+def report(
+    runs: options.Runs,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="The page.", show_default="report.html in the run, of several runs in this folder"
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            "--target", help="Count what it took to reach this accuracy.", show_default="what all runs reach"
+        ),
+    ] = None,
+    run_root: options.RunRoot = Path("runs"),
+) -> None:  # fmt: skip
+    """Tables and pictures of one run, or of several side by side.
+
+    Several runs are grouped by the settings that differ, with mean and spread
+    over seeds, and with the rounds, communications, bytes and seconds that each
+    took to a target accuracy. A FedGA round is two communications.
+
+    \b
+    Examples
+      raygrad report digits                        the newest run called digits
+      raygrad report digits scaffold fedavg        three runs side by side
+      raygrad report runs/digits/* --target 0.95   all runs of a name
+    """
+    from raygrad import report as reports
+    from raygrad.runs import find_run
+
+    folders = [find_run(r, run_root) for r in runs]
+    folders = list({f.resolve(): f for f in folders}.values())
+    if target is not None and not 0 < target <= 1:
+        raise BadInput(f"--target is {target:g}; an accuracy is above 0 and at most 1")
+    if len(folders) == 1:
+        output.pairs(reports.summary(folders[0]))
+    else:
+        output.table(*reports.comparison(folders, target))
+    page = reports.write_report(folders, out or (folders[0] if len(folders) == 1 else Path()) / "report.html", target)
+    output.line(f"\nreport  {output.shown(page)}")
+
+
+def digest(run: options.Run, run_root: options.RunRoot = Path("runs")) -> None:
+    """One line: the sha256 of the model and of the tables that equal runs share.
+
+    Equal runs have equal digests: on any number of hosts, in one process, and
+    however often they were resumed.
+
+    \b
+    Examples
+      raygrad digest digits
+      test "$(raygrad digest a)" = "$(raygrad digest b)" && echo same bits
+    """
+    from raygrad.runs import load
+
+    output.line(load(run, run_root).digest())
+
+
+def export(
+    run: options.Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    run_root: options.RunRoot = Path("runs"),
+) -> None:
+    """Write the trained model's state dict as a .safetensors file.
+
+    It is what the newest checkpoint holds. `raygrad run --init FILE` starts from
+    it; `raygrad.load(RUN).module()` gives the same model in Python.
+
+    \b
+    Examples
+      raygrad export digits model.safetensors
+      raygrad run --init model.safetensors --alpha 0.01
+    """
+    from safetensors.torch import save
+
+    from raygrad import storage
+    from raygrad.runs import load
+
+    if file.exists() and not force:
+        raise BadInput(f"{file} is there already; --force writes over it")
+    loaded = load(run, run_root)
+    # Copies: parameters that share memory cannot be written one by one.
+    tensors = {name: t.detach().clone().contiguous() for name, t in loaded.module().state_dict().items()}
+    record = {
+        "format": "pt",
+        "raygrad_run": f"{loaded.name}/{loaded.folder.name}",
+        "round": str(loaded.checkpoint.round),
+    }
+    try:
+        storage.write_atomic(file, save(tensors, record))
+    except OSError as e:
+        raise BadInput(f"{file} cannot be written: {e.strerror}") from e
+    numbers = sum(t.numel() for t in tensors.values())
+    output.line(f"{file}: {len(tensors)} tensors, {numbers:,} numbers, after round {loaded.checkpoint.round}")

@@ -1,0 +1,177 @@
+"""`raygrad list`, `raygrad partition` and `raygrad cite`: what there is, before anything runs."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import metadata
+from inspect import getdoc
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from raygrad.commands import options, output
+from raygrad.errors import BadInput
+
+PAPER = """@inproceedings{dandi2022implicit,
+  title     = {Implicit Gradient Alignment in Distributed and Federated Learning},
+  author    = {Dandi, Yatin and Barba, Luis and Jaggi, Martin},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2022},
+  pages     = {6454--6462},
+  note      = {arXiv:2106.13897}
+}"""
+SOFTWARE = """@software{{raygrad,
+  title   = {{raygrad}},
+  note    = {{Distributed and federated learning on Ray, built around gradient alignment}},
+  version = {{{version}}}
+}}"""
+
+What = Literal["recipes", "algorithms", "datasets", "partitioners", "models", "samplers", "schedules", "runs"]
+
+
+def list_(
+    what: Annotated[What, typer.Argument(metavar="WHAT", help="What to list: recipes, algorithms, datasets, …")],
+    run_root: options.RunRoot = Path("runs"),
+) -> None:
+    """What there is: recipes, algorithms, datasets, partitioners, models, … or runs.
+
+    Each comes with a line on what it is, and with its fields and their defaults
+    as --set takes them.
+
+    \b
+    Examples
+      raygrad list recipes
+      raygrad list algorithms     then: raygrad run --set algorithm=scaffold
+      raygrad list datasets       then: raygrad run --set data=fashion-mnist
+      raygrad list runs
+    """
+    if what == "runs":
+        _runs(run_root)
+    elif what == "recipes":
+        from raygrad.recipes import RECIPES
+
+        output.pairs((name, _sentence(make)) for name, make in RECIPES.items())
+    else:
+        field, registry = _registry(what)
+        for name, cls in registry.items():
+            _kind(field, name, cls)
+
+
+def _registry(what: str) -> tuple[str, Mapping[str, type]]:
+    """The field that --set names, and the classes it can hold."""
+    from raygrad.algorithms import ALGORITHMS
+    from raygrad.data.datasets import DATASETS
+    from raygrad.data.partition import PARTITIONERS
+    from raygrad.models import MODELS
+    from raygrad.samplers import SAMPLERS
+    from raygrad.schedules import SCHEDULES
+
+    return {
+        "algorithms": ("algorithm", ALGORITHMS), "datasets": ("data", DATASETS),
+        "partitioners": ("partition", PARTITIONERS), "models": ("model", MODELS), "samplers": ("sampler", SAMPLERS),
+        "schedules": ("schedule", SCHEDULES),
+    }[what]  # fmt: skip
+
+
+def _kind(field: str, name: str, cls: type) -> None:
+    """A name, what it is, and its fields."""
+    said = [_sentence(cls)]
+    if field == "algorithm":  # the file says what the idea is, the class what its fields mean
+        said.insert(0, _sentence(sys.modules[cls.__module__]))
+    output.line(f"{name}  ({field}={name})")
+    for text in said:
+        output.line(f"    {text}")
+    for path, default in _defaults(field, cls):
+        output.line(f"    {path} = {default}")
+
+
+def _defaults(path: str, cls: type) -> Iterator[tuple[str, str]]:
+    for f in fields(cls):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if is_dataclass(default):
+            yield f"{path}.{f.name}", type(default).__name__
+        elif isinstance(default, tuple):
+            yield f"{path}.{f.name}", ",".join(map(str, default)) or "()"
+        else:
+            yield f"{path}.{f.name}", "(must be set)" if default is MISSING else _text(default)
+
+
+def _text(value: object) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _sentence(thing: object) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return " ".join((getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def _runs(run_root: Path) -> None:
+    from raygrad import report, runs
+
+    found = runs.all_runs(run_root)
+    if not found:
+        output.line(f"no runs in {run_root}; `raygrad run` makes one")
+        return
+    rows = []
+    for folder in found:
+        name = f"{folder.parent.name}/{folder.name}"
+        try:
+            v = report.view(folder)
+        except BadInput as e:
+            rows.append([name, "damaged", "", "", str(e)])
+            continue
+        measured = v.accuracy[v.accuracy == v.accuracy]
+        accuracy = f"{measured[-1]:.4f} {'test' if v.paper else 'validation'}" if len(measured) else "–"
+        state = "finished" if v.finished and v.final else "unfinished"
+        rows.append([name, f"{len(v.round)} of {v.planned}", accuracy, state, report.describe(v.settings, "algorithm")])
+    output.table(["run", "rounds", "accuracy", "state", "algorithm"], rows)
+
+
+def partition(
+    recipe: options.Recipe = "digits",
+    settings: options.Settings = None,
+    seed: options.Seed = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Draw clients x classes into this .png, .svg or .pdf.", show_default=False),
+    ] = None,
+    data_root: options.DataRoot = None,
+    shard_root: options.ShardRoot = None,
+    run_root: options.RunRoot = Path("runs"),
+) -> None:
+    """Who holds what: prepare a recipe's data and describe its clients, without training.
+
+    The counts are of the examples that clients train on; what is set apart for
+    validation is not among them.
+
+    \b
+    Examples
+      raygrad partition                       ten clients of one class each
+      raygrad partition --set partition=dirichlet --out clients.png
+      raygrad partition mnist-het --data-root DIR --set partition.clients=200
+    """
+    from raygrad import report
+    from raygrad.commands import experiments
+    from raygrad.plan import prepare_data
+    from raygrad.run import shard_root as shards_of
+
+    chosen = experiments.choose(recipe, settings or (), {"seed": seed})
+    where = experiments.place({"on": "local", "data_root": data_root, "shard_root": shard_root})
+    shards = prepare_data(chosen.experiment, where, shards_of(where, run_root.resolve() / "name" / "id"))
+    output.pairs(report.partition_table(shards.label_counts, shards.examples))
+    if out is not None:
+        report.partition_picture(shards.label_counts, shards.examples, shards.class_names, out)
+        output.line(f"\npicture  {output.shown(out)}")
+
+
+def cite() -> None:
+    """BibTeX of the paper that raygrad is built around, and of raygrad.
+
+    \b
+    Example
+      raygrad cite >> references.bib
+    """
+    output.line(PAPER)
+    output.line("")
+    output.line(SOFTWARE.format(version=metadata.version("raygrad")))
