@@ -54,7 +54,8 @@ class Reading:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._measured: dict[str, str] = {}
+        self._metrics: dict[str, str] = {}
+        self._loss = self._r = ""
         self._seen: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW)  # when, clients, seconds of the round
         self._left = 0
 
@@ -63,12 +64,12 @@ class Reading:
         judged = round.test or round.validation
         if judged is not None:
             part = "test" if round.test else "validation"
-            found = {f"{part} {n}": f"{v:.4f}" for n, v in judged.items() if n not in ("loss", "examples")}
-            self._measured |= {**found, "loss": f"{judged['loss']:.4g}"}
-        elif round.train_loss is not None and not any(n.endswith("accuracy") for n in self._measured):
-            self._measured["loss"] = f"{round.train_loss:.4g}"
+            self._metrics = {f"{part} {n}": f"{v:.4f}" for n, v in judged.items() if n not in ("loss", "examples")}
+            self._loss = f"{part if not self._metrics else ''} loss {judged['loss']:.4g}".strip()
+        elif round.train_loss is not None and (not self._loss or self._loss.startswith("training")):
+            self._loss = f"training loss {round.train_loss:.4g}"
         if round.alignment is not None:
-            self._measured["r(x)"] = f"{round.alignment.r:.3g}"
+            self._r = f"r(x) {round.alignment.r:.3g}"
         self._seen.append((self._clock(), len(round.clients), round.wall_s))
         self._left = round.of - round.index
 
@@ -86,7 +87,8 @@ class Reading:
 
     def parts(self) -> list[str]:
         """Everything but the round's number and the time left, as short texts."""
-        return [*(f"{n} {v}" for n, v in self._measured.items()), f"{self.clients_per_s:,.0f} clients/s"]
+        known = [*(f"{n} {v}" for n, v in self._metrics.items()), self._loss, self._r]
+        return [*(text for text in known if text), f"{self.clients_per_s:,.0f} clients/s"]
 
 
 def duration(seconds: float) -> str:

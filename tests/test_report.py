@@ -338,8 +338,7 @@ def test_the_same_run_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
 
 def test_a_folder_takes_report_html(whole: Path) -> None:
     assert report.write_report([whole], whole) == whole / "report.html"
-    first = (whole / "report.html").read_bytes()
-    assert report.write_report([whole], whole).read_bytes() == first
+    assert dict(report.summary(whole))["rounds"] == "6"  # a report changes nothing that a report reads
 
 
 def test_the_papers_protocol_is_labelled(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ class _Host:
     actor: Any
     name: str | None = None
     flight: int = 0
-    restarts: int = 0
+    alone: bool = False  # it runs a gang that was lost before, with no other beside it
+    restarts: int = 0  # since a host in its place last answered
 
 
 @dataclass
@@ -181,6 +182,7 @@ class RayExecutor:
         finally:
             for call in calls.values():
                 call.host.flight -= 1
+                call.host.alone = False
 
     def _submit(
         self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], reference: Any, exhausted: bool
@@ -191,23 +193,29 @@ class RayExecutor:
         while True:
             ready = [h for h in self.hosts if h.name]
             depth = 1 if exhausted and len(waiting) <= len(ready) else IN_FLIGHT
-            free = sorted((h for h in ready if h.flight < depth), key=lambda h: h.flight)
+            free = sorted((h for h in ready if h.flight < depth and not h.alone), key=lambda h: h.flight)
             for host in free:
                 pick = self._pick(host, waiting)
                 if pick is not None:
                     gang, attempts = waiting.pop(pick)
                     ref = host.actor.run.remote(reference, gang, self._phases[:-1])
                     host.flight += 1
+                    host.alone = attempts > 0
                     calls[ref] = _Call(gang, host, attempts + 1, perf_counter())
                     break
             else:
                 return
 
     def _pick(self, host: _Host, waiting: list[tuple[Gang, int]]) -> int | None:
-        """Which waiting gang `host` should take: its own scratch's first, then the one whose clients it served last."""
+        """Which waiting gang `host` should take: its own scratch's first, then the one whose clients it served last.
+
+        A gang that was lost before runs alone, so that if its host dies again no other gang is blamed.
+        """
         best, most = None, -1
-        for i, (gang, _) in enumerate(waiting):
+        for i, (gang, attempts) in enumerate(waiting):
             owner = self._owners.get(gang.index)
+            if attempts and host.flight:
+                continue
             if owner is host:
                 return i
             if owner is None:
@@ -219,6 +227,7 @@ class RayExecutor:
     def _take(self, ref: Any, call: _Call, waiting: list[tuple[Gang, int]], phase: Phase) -> Done:
         host, gang = call.host, call.gang
         host.flight -= 1
+        host.alone = False
         wall = perf_counter() - call.started
         down = sum(a.nbytes for a in gang.states.values())
         operation = Operation(
@@ -241,8 +250,8 @@ class RayExecutor:
             if isinstance(e.cause, RaygradError):
                 raise e.cause from None
             raise
-        if phase.number == 0:
-            self._owners[gang.index] = host
+        host.restarts = 0
+        self._owners[gang.index] = host
         for c in gang.clients.tolist():
             self._last[c] = host
         up = sum(a.nbytes for part in (reply.totals, reply.rows, reply.states, reply.scalars) for a in part.values())

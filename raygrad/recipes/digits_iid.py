@@ -21,5 +21,5 @@ def recipe() -> Experiment:
         algorithm=FedGA(lr=0.1, beta=0.1),
         local=Local(steps=5, batch_size=10),
         sampler=Uniform(cohort=10),
-        rounds=100,
+        rounds=60,
     )
