@@ -17,8 +17,9 @@ from raygrad.data.shards import Shards, prepare
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module, vmap_obstacle
-from raygrad.gang import BUFFERS, HostSpec
+from raygrad.gang import BUFFERS
 from raygrad.objectives import load_loss
+from raygrad.runner import HostSpec
 from raygrad.states import refuse_if_too_large
 
 VMAP_STEP_FLOPS = 10e6

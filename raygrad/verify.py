@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ from raygrad.samplers import Uniform
 from raygrad.states import StateStore
 
 ROUNDS, CLIENTS, COHORT = 4, 6, 4
+
+
+Finding = tuple[bool, str]
+"""Whether a property holds, and what was measured."""
 
 
 @dataclass(frozen=True)
@@ -91,28 +95,46 @@ class _Suite:
             self._experiment = problem(algorithm, clients=1)
 
     def checks(self, on_ray: bool) -> Iterator[Check]:
-        e = self._experiment
-        yield _check("settings survive JSON", Experiment.from_json(e.to_json()) == e, "to_json, from_json")
-        same = pickle.loads(pickle.dumps(e.algorithm)) == e.algorithm  # our own bytes, never a file's
-        yield _check("can be sent to a host", same, "pickled and back")
-        loop = self._states(e)
-        vmap = self._states(replace(e, gangs=Gangs(2, "vmap")))
-        worst = max(_distance(a, b) for a, b in zip(loop, vmap, strict=True))
-        yield _check("loop equals vmap", worst <= 1e-10, f"largest difference {worst:.1e}, allowed 1e-10 (float64)")
-        yield self._relabelling()
-        yield self._purity(e)
+        """Every check, each on its own: an error inside one is its failure."""
+        yield _check("settings survive JSON", self._json)
+        yield _check("can be sent to a host", self._pickle)
+        yield _check("loop equals vmap", self._vmap)
+        yield _check("relabelling clients changes nothing", self._relabelling)
+        yield _check("states are values", self._purity)
         for dtype in ("float32", "float64"):
-            found = {str(t.dtype) for t in pack(self._states(replace(e, dtype=dtype))[-1].algorithm).values()}
-            yield _check(f"keeps {dtype}", found == {f"torch.{dtype}"}, f"state holds {', '.join(sorted(found))}")
-        forgetful = self._states(e, Forgetful)
-        lost = _equal(loop[-1], forgetful[-1])
-        yield _check("survives the loss of every host between phases", lost, "scratch is computed again, same bits")
-        whole = self._digest(e, "whole")
-        yield self._resume(whole)
+            yield _check(f"keeps {dtype}", lambda dtype=dtype: self._dtype(dtype))
+        yield _check("survives the loss of every host between phases", self._forgetful)
+        yield _check("resume equals never having stopped", self._resume)
         if on_ray:
             for hosts in (1, 2, 3):
-                digest = self._digest(e, f"hosts{hosts}", Where(on="ray", hosts=hosts))
-                yield _check(f"same bits on {hosts} Ray host{'s' * (hosts > 1)}", digest == whole, digest[:16])
+                where = Where(on="ray", hosts=hosts)
+                yield _check(
+                    f"same bits on {hosts} Ray host{'s' * (hosts > 1)}",
+                    lambda where=where: self._same_digest(f"hosts{where.hosts}", where),
+                )
+
+    def _json(self) -> Finding:
+        e = self._experiment
+        return Experiment.from_json(e.to_json()) == e, "to_json, from_json"
+
+    def _pickle(self) -> Finding:
+        algorithm = self._experiment.algorithm
+        return pickle.loads(pickle.dumps(algorithm)) == algorithm, "pickled and back"  # our own bytes, never a file's
+
+    def _vmap(self) -> Finding:
+        loop = self._states(self._experiment)
+        vmap = self._states(replace(self._experiment, gangs=Gangs(2, "vmap")))
+        worst = max(_distance(a, b) for a, b in zip(loop, vmap, strict=True))
+        return worst <= 1e-10, f"largest difference {worst:.1e}, allowed 1e-10 (float64)"
+
+    def _dtype(self, dtype: Literal["float32", "float64"]) -> Finding:
+        state = self._states(replace(self._experiment, dtype=dtype))[-1]
+        found = {str(t.dtype) for t in pack(state.algorithm).values()}
+        return found == {f"torch.{dtype}"}, f"the state holds {', '.join(sorted(found))}"
+
+    def _forgetful(self) -> Finding:
+        kept, lost = self._states(self._experiment)[-1], self._states(self._experiment, Forgetful)[-1]
+        return _equal(kept, lost), "scratch is computed again, same bits"
 
     def _plan(self, e: Experiment) -> Plan:
         return make_plan(e, Where(on="local"), self._folder / "shards")
@@ -140,7 +162,7 @@ class _Suite:
         store.close()
         return states
 
-    def _relabelling(self) -> Check:
+    def _relabelling(self) -> Finding:
         """Clients get other numbers; on full batches of the whole population nothing else may change."""
         n = self._experiment.data.clients  # pyright: ignore[reportAttributeAccessIssue]
         e = replace(
@@ -164,45 +186,44 @@ class _Suite:
             return executor
 
         worst = _distance(plain, self._states(e, make)[-1])
-        return _check("relabelling clients changes nothing", worst <= 1e-12, f"difference {worst:.1e}, allowed 1e-12")
+        return worst <= 1e-12, f"difference {worst:.1e}, allowed 1e-12 (float64)"
 
-    def _purity(self, e: Experiment) -> Check:
+    def _purity(self) -> Finding:
         """The state that goes into a round must come out of it unchanged."""
-        mutated: list[str] = []
+        mutated: set[str] = set()
         before: dict[int, dict[str, Tensor]] = {}
 
         def see(old: ServerState, new: ServerState) -> None:
             kept = before.pop(id(old), None)
             if kept is not None:
                 now = pack(old.algorithm)
-                mutated.extend(n for n, t in kept.items() if not torch.equal(t, now[n]))
+                mutated.update(n for n, t in kept.items() if not torch.equal(t, now[n]))
             before[id(new)] = {n: t.clone() for n, t in pack(new.algorithm).items()}
 
-        try:
-            self._states(e, see=see)
-        except TypeError as error:
-            return _check("states are values", False, str(error))
-        return _check(
-            "states are values", not mutated, f"changed in place: {', '.join(sorted(set(mutated))) or 'none'}"
-        )
+        self._states(self._experiment, see=see)
+        return not mutated, f"changed in place: {', '.join(sorted(mutated)) or 'none'}"
 
-    def _digest(self, e: Experiment, name: str, where: Where | None = None) -> str:
+    def _digest(self, name: str, where: Where) -> str:
+        """The digest of a whole run; runs of the same name are made once."""
         root = self._folder / "runs"
-        where = replace(where or Where(on="local"), shard_root=str(self._folder / "shards"))
-        for _ in play(create(e, where, run_root=root, name=name)):
-            pass
+        if not (root / name).exists():
+            where = replace(where, shard_root=str(self._folder / "shards"))
+            for _ in play(create(self._experiment, where, run_root=root, name=name)):
+                pass
         return load(name, root).digest()
 
-    def _resume(self, whole: str) -> Check:
+    def _same_digest(self, name: str, where: Where) -> Finding:
+        digest, whole = self._digest(name, where), self._digest("whole", Where(on="local"))
+        return digest == whole, f"{digest[:16]} and in one process {whole[:16]}"
+
+    def _resume(self) -> Finding:
         root = self._folder / "runs"
         where = Where(on="local", shard_root=str(self._folder / "shards"))
-        run = create(replace(self._experiment, rounds=2), where, run_root=root, name="stopped")
-        for _ in play(run):
+        for _ in play(create(replace(self._experiment, rounds=2), where, run_root=root, name="stopped")):
             pass
         for _ in play(extend(load("stopped", root), ROUNDS)):
             pass
-        digest = load("stopped", root).digest()
-        return _check("resume equals never having stopped", digest == whole, f"{digest[:16]} and {whole[:16]}")
+        return self._same_digest("stopped", where)
 
 
 class Forgetful:
@@ -220,8 +241,12 @@ class Forgetful:
             yield from executor.run(phase, [gang])
 
 
-def _check(name: str, ok: bool, detail: str) -> Check:
-    return Check(name, bool(ok), detail)
+def _check(name: str, find: Callable[[], Finding]) -> Check:
+    try:
+        ok, detail = find()
+    except Exception as e:
+        return Check(name, False, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+    return Check(name, ok, detail)
 
 
 def _distance(a: ServerState, b: ServerState) -> float:

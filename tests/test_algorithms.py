@@ -107,5 +107,5 @@ def test_suite_catches(broken: str, caught_by: str) -> None:
 
 
 def test_a_client_method_that_writes_in_place_is_named() -> None:
-    with pytest.raises(TypeError, match=r"InPlaceAtClient\.local changed x in place"):
-        list(suite(f"{__name__}:InPlaceAtClient", on_ray=False))
+    details = [c.detail for c in suite(f"{__name__}:InPlaceAtClient", on_ray=False) if not c.ok]
+    assert any("InPlaceAtClient.local changed x in place" in d for d in details)

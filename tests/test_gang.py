@@ -18,13 +18,14 @@ from raygrad.driver import Driver, ServerState, Talk
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.gang import FULL, LoopTask, Phase, TreeSum, cut
+from raygrad.gang import Phase, TreeSum, cut
 from raygrad.local import Local
 from raygrad.models import ResNet
 from raygrad.plan import Plan, make_plan
 from raygrad.run import evaluate
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
+from raygrad.tasks import FULL, LoopTask
 from raygrad.verify import problem
 
 

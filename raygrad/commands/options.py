@@ -76,7 +76,7 @@ Hosts = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", help="A running Ray (auto, HOST:PORT or ray://…). Without it one is started.",
+        "--address", help="A running Ray (auto or HOST:PORT). Without it one is started.",
         rich_help_panel=MACHINE, show_default=False,
     ),
 ]  # fmt: skip

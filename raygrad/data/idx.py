@@ -2,25 +2,99 @@
 
 import gzip
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
+from raygrad.data.locate import if_all_exist, must_exist, resolve
+from raygrad.data.source import Examples, Source, numbered
 from raygrad.data.staging import file_digest, reading, stage
+from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 
 CHUNK_BYTES = 1 << 24  # what is decoded at a time
 
 
-def read_labels(path: Path) -> np.ndarray:
+@dataclass(frozen=True)
+class Idx:
+    """The user's own idx files of unsigned bytes, plain or .gz: images [n, h, w] or [n, c, h, w], labels [n] from 0.
+
+    Paths are relative to the data root where one is given. Without test files the test set is empty.
+    """
+
+    train_images: str
+    train_labels: str
+    test_images: str | None = None
+    test_labels: str | None = None
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.test_images is None) != (self.test_labels is None):
+            raise BadInput("data set idx: give both test_images and test_labels, or neither")
+
+    def files(self, data_root: Path | None, cache: Path) -> list[Path] | None:
+        """See `HasFiles.files`."""
+        return if_all_exist(self._paths(data_root))
+
+    def open(self, data_root: Path | None, cache: Path, seed: int) -> Source:
+        """See `Dataset.open`."""
+        paths = must_exist("idx", self._paths(data_root))
+        transform = Transform.of_images(self.mean, self.std, self.augment)
+        return idx_source("idx", paths, cache, None, transform)
+
+    def _paths(self, data_root: Path | None) -> list[Path]:
+        named = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return [resolve(name, data_root) for name in named if name is not None]
+
+
+def idx_source(
+    kind: str,
+    paths: Sequence[Path],
+    cache: Path,
+    class_names: tuple[str, ...] | None,
+    transform: Transform,
+    first_label: int = 0,
+    transposed: bool = False,
+) -> Source:
+    """From train images, train labels and, where there are any, test images and test labels.
+
+    `first_label` is class 0; `transposed` images are made upright. Raises BadInput for files that do not fit.
+    """
+    parts = []
+    for images, labels in zip(paths[::2], paths[1::2], strict=True):
+        x = _map_images(images, cache)
+        y = _read_labels(labels).astype(np.int64) - first_label
+        if len(x) != len(y):
+            raise BadInput(f"{images} has {len(x)} images, but {labels} has {len(y)} labels")
+        classes = len(class_names) if class_names else 256
+        if len(y) and not (y.min() >= 0 and y.max() < classes):
+            raise BadInput(
+                f"{labels}: labels from {y.min() + first_label} to {y.max() + first_label}; "
+                f"{kind} has labels {first_label}..{first_label + classes - 1}"
+            )
+        x = x.swapaxes(-1, -2) if transposed else x
+        parts.append(Examples(x[:, None] if x.ndim == 3 else x, y))
+    train, test = parts[0], parts[1] if len(parts) == 2 else parts[0].none()
+    if not len(train):
+        raise BadInput(f"{paths[0]}: it has no images")
+    if train.x.shape[1:] != test.x.shape[1:]:
+        raise BadInput(f"{paths[2]}: images of shape {test.x.shape[1:]}, those of {paths[0]} have {train.x.shape[1:]}")
+    names = class_names or numbered(int(max(train.y.max(), test.y.max(initial=0))) + 1)
+    return Source.of(train, test, names, transform)
+
+
+def _read_labels(path: Path) -> np.ndarray:
     """The whole of an idx file with one dimension: [n] uint8. Raises BadInput for a damaged file."""
     return np.concatenate([np.empty(0, np.uint8), *_chunks(path, (1,))])
 
 
-def map_images(path: Path, cache: Path) -> np.ndarray:
+def _map_images(path: Path, cache: Path) -> np.ndarray:
     """Images [n, h, w] or [n, c, h, w] as a read-only memory map: of the file itself, or staged where it is gzipped.
 
     Errors: BadInput for a damaged file.

@@ -1,19 +1,87 @@
 """Encoded images (PNG, JPEG and what else Pillow reads), and folders of them with one subfolder per class."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from raygrad.data.staging import reading
+from raygrad.data.locate import resolve
+from raygrad.data.source import Examples, Source, hold_out
+from raygrad.data.staging import reading, stage
+from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder of images, one subfolder per class (torchvision's ImageFolder layout), decoded to size x size pixels.
+
+    With `path/train/<class>/` and `path/test/<class>/` these are the parts; otherwise `path/<class>/`, of which the
+    fraction `holdout` of each class, drawn once and for all, is the test set. Images are scaled to cover the square
+    and cut in the middle. `channels` is 3 (RGB) or 1 (grey).
+    """
+
+    path: str
+    size: int = 32
+    channels: int = 3
+    holdout: float = 0.2
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise BadInput(f"data set image-folder: size = {self.size}; it must be at least 1")
+        if self.channels not in (1, 3):
+            raise BadInput(f"data set image-folder: channels = {self.channels}; it must be 1 (grey) or 3 (RGB)")
+        if not 0 <= self.holdout < 1:
+            raise BadInput(f"data set image-folder: holdout = {self.holdout}; it must be in [0, 1)")
+
+    def files(self, data_root: Path | None, cache: Path) -> list[Path] | None:
+        """See `HasFiles.files`."""
+        root = resolve(self.path, data_root)
+        return _image_files(root) if root.is_dir() else None
+
+    def open(self, data_root: Path | None, cache: Path, seed: int) -> Source:
+        """See `Dataset.open`."""
+        root = resolve(self.path, data_root)
+        has_test = (root / "train").is_dir() and (root / "test").is_dir()
+        train = _images_by_class(root / "train" if has_test else root)
+        names = tuple(train)
+        paths, y = _labelled(train, names)
+        if has_test:
+            test = _images_by_class(root / "test")
+            if new := sorted(test.keys() - train.keys()):
+                raise BadInput(f"{root / 'test'}: class folder {new[0]!r} is not among those of {root / 'train'}")
+            parts = [(paths, y), _labelled(test, names)]
+        else:
+            parts = [([paths[i] for i in rows], y[rows]) for rows in hold_out(y, self.holdout)]
+        examples = [Examples(self._stage(paths, cache), y) for paths, y in parts]
+        transform = Transform.of_images(self.mean, self.std, self.augment)
+        return Source.of(examples[0], examples[1], names, transform)
+
+    def _stage(self, paths: Sequence[Path], cache: Path) -> np.ndarray:
+        shape = (self.channels, self.size, self.size)
+        key = hashlib.sha256(repr(shape).encode())
+        for path in paths:
+            stat = path.stat()
+            key.update(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+
+        def rows() -> Iterator[np.ndarray]:
+            for path in paths:
+                with decoded(path, str(path)) as image:
+                    yield _fitted(image, self.size, self.channels)[None]
+
+        return stage(cache, f"folder-{key.hexdigest()[:24]}", (len(paths), *shape), np.uint8, rows())
 
 
 @contextmanager
@@ -37,7 +105,7 @@ def pixels(image: "Image", channels: int) -> np.ndarray:
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def fitted(image: "Image", size: int, channels: int) -> np.ndarray:
+def _fitted(image: "Image", size: int, channels: int) -> np.ndarray:
     """[channels, size, size] uint8: the image scaled to cover the square and cut in the middle."""
     from PIL import Image, ImageOps
 
@@ -45,20 +113,28 @@ def fitted(image: "Image", size: int, channels: int) -> np.ndarray:
     return pixels(ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BILINEAR), channels)
 
 
-def image_files(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     """All images under `folder`, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def images_by_class(root: Path) -> dict[str, list[Path]]:
+def _images_by_class(root: Path) -> dict[str, list[Path]]:
     """The images in each subfolder of `root`, in the order of the names. Raises BadInput when there are none."""
     if not root.is_dir():
         raise BadInput(f"data set image-folder: there is no folder {root}; expected one with a subfolder per class")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise BadInput(f"{root}: it has no subfolders; expected one folder of images per class")
-    found = {folder.name: image_files(folder) for folder in folders}
+    found = {folder.name: _image_files(folder) for folder in folders}
     for name, images in found.items():
         if not images:
-            raise BadInput(f"{root / name}: it has no images ({', '.join(sorted(SUFFIXES))}); expected at least one")
+            raise BadInput(
+                f"{root / name}: it has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); expected at least one"
+            )
     return found
+
+
+def _labelled(by_class: dict[str, list[Path]], names: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
+    """All paths, and the class of each by its place in `names`."""
+    y = np.repeat([names.index(name) for name in by_class], [len(paths) for paths in by_class.values()])
+    return [path for paths in by_class.values() for path in paths], y

@@ -4,14 +4,17 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from raygrad.data.images import decoded, pixels
-from raygrad.data.source import Examples
+from raygrad.data.locate import if_all_exist, must_exist, resolve
+from raygrad.data.source import Examples, Source
 from raygrad.data.staging import file_digest, reading, stage
+from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 from raygrad.naming import unknown
 
@@ -23,17 +26,86 @@ TABLE_ROWS, IMAGE_ROWS = 4096, 256  # how many are decoded at a time
 MOST_CLASSES = 1_000_000  # integer labels beyond this, in a table with fewer than a tenth as many rows, are no classes
 
 
-def parquet_files(path: Path) -> list[Path]:
+@dataclass(frozen=True)
+class ImageParquet:
+    """Parquet files with one encoded image per row: column `png` (or `image`, bytes), column `label` (integer or text).
+
+    All images have the size of the first. Paths are relative to the data root where one is given. Without `test` the
+    test set is empty.
+    """
+
+    train: str
+    test: str | None = None
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    augment: bool = False
+
+    def files(self, data_root: Path | None, cache: Path) -> list[Path] | None:
+        """See `HasFiles.files`."""
+        return if_all_exist(self._paths(data_root))
+
+    def open(self, data_root: Path | None, cache: Path, seed: int) -> Source:
+        """See `Dataset.open`."""
+        train, test, names = image_examples(must_exist("image-parquet", self._paths(data_root)), cache)
+        return Source.of(train, test, names, Transform.of_images(self.mean, self.std, self.augment))
+
+    def _paths(self, data_root: Path | None) -> list[Path]:
+        return [resolve(name, data_root) for name in (self.train, self.test) if name is not None]
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """Rows of numbers in Parquet files (a file or a folder of them), with a client column: a natural partition.
+
+    `features`: the feature columns (numbers, or one list of numbers per row), () for all but `client` and `label`.
+    `label`: integers or text (classes) or floats (regression). `client`: None where there is no such column.
+    Paths are relative to the data root where one is given. Without `test` the test set is empty.
+    """
+
+    path: str
+    label: str = "label"
+    client: str | None = "client"
+    features: tuple[str, ...] = ()
+    test: str | None = None
+
+    def files(self, data_root: Path | None, cache: Path) -> list[Path] | None:
+        """See `HasFiles.files`."""
+        return if_all_exist([path for files in self._parts(data_root) for path in files])
+
+    def open(self, data_root: Path | None, cache: Path, seed: int) -> Source:
+        """See `Dataset.open`."""
+        parts = [must_exist("parquet", files) for files in self._parts(data_root)]
+        labels, names = _encode_labels(
+            [_read_column(files, self.label) for files in parts], [files[0] for files in parts], regression=True
+        )
+        natural = None
+        if self.client is not None:
+            natural = np.unique(_read_column(parts[0], self.client), return_inverse=True)[1].astype(np.int64)
+        first = parts[0][0]
+        columns = self.features or [name for name in _column_names(first) if name not in (self.label, self.client)]
+        dtype = _feature_dtype(first, columns)
+        examples = [
+            Examples(_stage_features(files, columns, len(y), dtype, cache), y)
+            for files, y in zip(parts, labels, strict=True)
+        ]
+        test = examples[1] if len(examples) == 2 else examples[0].none()
+        return Source.of(examples[0], test, names, Transform(), natural)
+
+    def _parts(self, data_root: Path | None) -> list[list[Path]]:
+        return [_parquet_files(resolve(name, data_root)) for name in (self.path, self.test) if name is not None]
+
+
+def _parquet_files(path: Path) -> list[Path]:
     """The Parquet files of a folder, sorted, or the file itself."""
     return sorted(path.glob("*.parquet")) or [path] if path.is_dir() else [path]
 
 
-def column_names(path: Path) -> list[str]:
+def _column_names(path: Path) -> list[str]:
     """The names of a file's columns."""
     return _opened(path).schema_arrow.names
 
 
-def read_column(paths: Sequence[Path], name: str) -> np.ndarray:
+def _read_column(paths: Sequence[Path], name: str) -> np.ndarray:
     """One whole column of all files: numbers or text [n]. Raises BadInput when a value is missing."""
     values = []
     for path in paths:
@@ -46,7 +118,7 @@ def read_column(paths: Sequence[Path], name: str) -> np.ndarray:
     return np.concatenate(values)
 
 
-def encode_labels(
+def _encode_labels(
     parts: Sequence[np.ndarray], where: Sequence[Path], regression: bool
 ) -> tuple[list[np.ndarray], tuple[str, ...] | None]:
     """Labels of one or two parts as int64 classes with their names, or as float64 targets (names: None).
@@ -86,12 +158,12 @@ def image_examples(
 
     `shape`: channels, height, width; None: those of the first image. Raises BadInput for damaged or unlike images.
     """
-    labels, names = encode_labels([read_column([path], "label") for path in paths], paths, regression=False)
+    labels, names = _encode_labels([_read_column([path], "label") for path in paths], paths, regression=False)
     assert names is not None
     for path, y in zip(paths, labels, strict=True):
         if classes is not None and y.max() >= classes:
             raise BadInput(f"{path}: label {y.max()}; expected 0..{classes - 1}")
-    column = "png" if "png" in column_names(paths[0]) else "image"
+    column = "png" if "png" in _column_names(paths[0]) else "image"
     if shape is None:
         first, where = next(_image_cells(paths[0], column))
         with decoded(first, where) as image:
@@ -102,7 +174,7 @@ def image_examples(
     return parts[0], parts[1] if len(parts) == 2 else parts[0].none(), names
 
 
-def feature_dtype(path: Path, columns: Sequence[str]) -> np.dtype:
+def _feature_dtype(path: Path, columns: Sequence[str]) -> np.dtype:
     """uint8 where all columns are, otherwise the smallest of float32 and float64 that holds them. Raises BadInput."""
     import pyarrow.types as types
 
@@ -123,22 +195,20 @@ def feature_dtype(path: Path, columns: Sequence[str]) -> np.dtype:
     return np.result_type(np.float32, *found)
 
 
-def stage_features(
-    paths: Sequence[Path], columns: Sequence[str], n: int, dtype: np.dtype, cache: Path
-) -> np.ndarray:
+def _stage_features(paths: Sequence[Path], columns: Sequence[str], n: int, dtype: np.dtype, cache: Path) -> np.ndarray:
     """The columns of all files side by side, as a memory map [n, features]. Raises BadInput for missing values."""
-    width = 0
 
-    def rows() -> Iterator[np.ndarray]:
+    def rows(at_a_time: int, width: int | None = None) -> Iterator[np.ndarray]:
         for path in paths:
-            for batch in _batches(path, columns, TABLE_ROWS):
+            for batch in _batches(path, columns, at_a_time):
                 chunk = np.concatenate([_features(batch, name, path) for name in columns], axis=1)
-                if chunk.shape[1] != width:
-                    raise BadInput(f"{path}: rows of {chunk.shape[1]} and of {width} features")
+                if width not in (None, chunk.shape[1]):
+                    raise BadInput(f"{path}: rows of {chunk.shape[1]} features, the first row has {width}")
                 yield chunk
 
+    width = next(rows(1)).shape[1]
     key = hashlib.sha256(json.dumps([*columns, str(dtype), *map(file_digest, paths)]).encode()).hexdigest()[:24]
-    return stage(cache, f"table-{key}", (n, width), dtype, rows())
+    return stage(cache, f"table-{key}", (n, width), dtype, rows(TABLE_ROWS, width))
 
 
 def _opened(path: Path, *columns: str) -> "pq.ParquetFile":
@@ -189,11 +259,13 @@ def _features(batch: "pa.RecordBatch", name: str, path: Path) -> np.ndarray:
 
     column = values = batch.column(name)
     if _is_list(column.type):
-        if column.null_count or len(pc.list_value_length(column).unique()) > 1:
+        if column.null_count or len(pc.call_function("list_value_length", [column]).unique()) > 1:
             raise BadInput(f"{path}: the lists in the column {name!r} have different lengths, or are missing")
         values = column.flatten()
     if values.null_count:
-        raise BadInput(f"{path}: {values.null_count} values of the column {name!r} are missing within {len(batch)} rows")
+        raise BadInput(
+            f"{path}: {values.null_count} values of the column {name!r} are missing within {len(batch)} rows"
+        )
     array = values.to_numpy(zero_copy_only=False)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadInput(f"{path}: the column {name!r} holds a value that is NaN or infinite")

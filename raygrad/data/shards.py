@@ -31,14 +31,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygrad.data.datasets import DATASETS, Dataset, HasFiles, Source
+from raygrad.config import kind_of
+from raygrad.data.datasets import DATASETS
 from raygrad.data.partition import PARTITIONERS, Natural, Partitioner
+from raygrad.data.source import Dataset, HasFiles, Source
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 from raygrad.rng import Purpose, rng
 
 SCHEMA_VERSION = 1  # of the folder; part of its name, so that a new version never reads an old folder
 TEST_BATCH = 1000  # examples per record batch of test.arrow
+WRITE_BUFFER_BYTES = 1 << 20  # many clients are small: a system call for each would cost more than the writing
 PARTS = ("train", "validation", "test")
 LEFTOVER_AGE_S = 2 * 24 * 3600
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{32}")  # .<name>.<process id>-<uuid>, here and in the cache
@@ -210,14 +213,13 @@ _AGAIN = "delete the folder and prepare the shards again"
 
 def _settings(chosen: object, registry: Mapping[str, type]) -> dict[str, object]:
     """The kind and the fields of a data set or partitioner, as JSON. A user's own is called by its module and class."""
-    kind = next((name for name, known in registry.items() if type(chosen) is known), None)
+    kind = kind_of(chosen, registry).replace("<", "").replace(">", "")
     fields = asdict(chosen) if is_dataclass(chosen) and not isinstance(chosen, type) else {}
-    own = f"{type(chosen).__module__}:{type(chosen).__qualname__}".replace("<", "").replace(">", "")
-    settings = {"kind": kind or own, **fields}
+    settings = {"kind": kind, **fields}
     try:
         _json(settings)
     except (TypeError, ValueError) as e:
-        raise BadInput(f"{own}: its fields must be numbers, text, None or tuples of them ({e})") from e
+        raise BadInput(f"{kind}: its fields must be numbers, text, None or tuples of them ({e})") from e
     return settings
 
 
@@ -274,19 +276,18 @@ def _assign(partitioner: Partitioner, source: Source, seed: int, name: str) -> l
         raise BadInput(
             f"partition {type(partitioner).__name__}: it must give each of its {partitioner.clients} clients an example"
         )
-    seen = np.zeros(len(source.train.y), np.int64)
-    for indices in assignment:
-        seen[indices] += 1
-    if (seen != 1).any():
+    given, times = np.unique(np.concatenate(assignment), return_counts=True)
+    everything = np.arange(len(source.train))
+    if not np.array_equal(given, everything) or times.max() > 1:
         raise BadInput(
-            f"partition {type(partitioner).__name__}: {np.count_nonzero(seen == 0)} examples were given to no client "
-            f"and {np.count_nonzero(seen > 1)} to several; each must have exactly one"
+            f"partition {type(partitioner).__name__}: {len(np.setdiff1d(everything, given))} examples were given to no "
+            f"client and {np.count_nonzero(times > 1)} more than once; each must be given once"
         )
     return assignment
 
 
 def validation_rows(labels: np.ndarray, fraction: float, seed: int, client: int) -> np.ndarray:
-    """Which of a client's examples are set apart: a mask [n], stratified by `labels` [n].
+    """Which of a client's examples are set apart: a mask [n], stratified by `labels` [n] (integers >= 0).
 
     How many is n * fraction rounded up or down at random, with that mean, so that clients with few examples give
     some, too; at most n - 1. Each label gives its share rounded down, and the largest remainders one more.
@@ -299,13 +300,14 @@ def validation_rows(labels: np.ndarray, fraction: float, seed: int, client: int)
     total = min(int(n * fraction + draw.random()), n - 1)
     order = draw.permutation(n)
     order = order[np.argsort(labels[order], kind="stable")]  # by label, at random within each
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    sizes = np.bincount(labels)
+    sizes = sizes[sizes > 0]
     share = sizes * fraction
     take = np.floor(share).astype(np.int64)
     # The exact share of all labels may exceed `total` only by rounding errors of the floor; ties fall at random.
     ranked = np.lexsort((draw.random(len(sizes)), take - share))
     take[ranked[: max(0, total - int(take.sum()))]] += 1
-    rank = np.arange(n) - np.repeat(starts, sizes)
+    rank = np.arange(n) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     held[order[rank < np.repeat(take, sizes)]] = True
     return held
 
@@ -319,7 +321,7 @@ class _PartWriter:
         self._width = int(np.prod(self._shape))
         value = pa.field("item", pa.from_numpy_dtype(x.dtype))
         self._schema = pa.schema([("x", pa.list_(value, self._width)), ("y", pa.from_numpy_dtype(y.dtype))])
-        self._sink = pa.OSFile(str(path), "wb")
+        self._sink = pa.output_stream(str(path), compression=None, buffer_size=WRITE_BUFFER_BYTES)
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         self.content = hashlib.sha256()
 
@@ -362,14 +364,14 @@ def _write(
             header = {"descr": "<i4", "fortran_order": False, "shape": (clients, classes)}
             np.lib.format.write_array_header_1_0(label_file, header)
         for client, indices in enumerate(assignment):
-            labels = y[indices]
-            strata = np.zeros(len(labels)) if classes is None else labels
+            strata = np.zeros(len(indices), np.int64) if classes is None else y[indices]
             held = validation_rows(strata, validation, seed, client)
-            train.write(x[indices[~held]], labels[~held], f"client {client}")
-            held_out.write(x[indices[held]], labels[held], f"client {client}")
-            examples[:, client] = np.count_nonzero(~held), np.count_nonzero(held)
+            kept, apart = indices[~held], indices[held]
+            train.write(x[kept], y[kept], f"client {client}")
+            held_out.write(x[apart], y[apart], f"client {client}")
+            examples[:, client] = len(kept), len(apart)
             if label_file is not None:
-                label_file.write(np.bincount(labels[~held], minlength=classes or 0).astype("<i4").data)
+                label_file.write(np.bincount(y[kept], minlength=classes or 0).astype("<i4").data)
             if progress is not None and ((client + 1) % max(1, clients // 100) == 0 or client + 1 == clients):
                 progress(client + 1, clients)
         for start in range(0, len(source.test), TEST_BATCH):

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from raygrad.data.transform import Transform
+from raygrad.rng import Purpose, rng
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,22 @@ class HasFiles(Protocol):
     def files(self, data_root: Path | None, cache: Path) -> list[Path] | None:
         """Every file that `open` reads; None while they are not all there, or cannot be told."""
         ...
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """The names of classes that have none: "0", "1" and so on."""
+    return tuple(str(i) for i in range(classes))
+
+
+def hold_out(y: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the kept and of the held-out examples: `fraction` of each class, the same in every run."""
+    held = np.zeros(len(y), bool)
+    for cls in np.unique(y):
+        of_class = np.flatnonzero(y == cls)
+        # A third number in the key keeps this draw apart from every validation split of a run.
+        order = rng(0, Purpose.VALIDATION, int(cls), len(y)).permutation(of_class)
+        held[order[: min(round(fraction * len(of_class)), len(of_class) - 1)]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def _fingerprint(train: Examples, test: Examples, natural: np.ndarray | None) -> str:

@@ -48,6 +48,13 @@ class Transform:
             raise BadInput(f"transform: unknown augment {self.augment!r}; there is {' and '.join(AUGMENTATIONS)}")
 
     @classmethod
+    def of_images(
+        cls, mean: tuple[float, ...], std: tuple[float, ...], augment: bool = False, scale: float = 1 / 255
+    ) -> "Transform":
+        """For images of 8 bits, unless another `scale` is given; `augment` is crop-flip."""
+        return cls(scale, mean, std, "crop-flip" if augment else "none")
+
+    @classmethod
     def from_json(cls, settings: Mapping[str, object]) -> "Transform":
         """The transform whose `dataclasses.asdict` is `settings`."""
         return cls(**settings)  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from time import perf_counter
 import torch
 
 from raygrad.driver import Done, Operation
-from raygrad.gang import Gang, GangRunner, HostSpec, Phase, numerics, numerics_differ
+from raygrad.gang import Gang, Phase
+from raygrad.runner import GangRunner, HostSpec, numerics, numerics_differ
 
 
 @contextmanager

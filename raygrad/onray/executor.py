@@ -27,8 +27,9 @@ from ray.exceptions import (
 
 from raygrad.driver import Done, Operation
 from raygrad.errors import RaygradError, Stopped
-from raygrad.gang import Gang, GangReply, HostSpec, Phase, numerics_differ
+from raygrad.gang import Gang, GangReply, Phase
 from raygrad.onray.host import ClientHost
+from raygrad.runner import HostSpec, numerics_differ
 
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 ATTEMPTS = 3

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 import torch
 
-from raygrad.gang import Gang, GangReply, GangRunner, HostSpec, Phase, numerics
+from raygrad.gang import Gang, GangReply, Phase
+from raygrad.runner import GangRunner, HostSpec, numerics
 
 
 class ClientHost:

@@ -1,0 +1,172 @@
+"""A client's work as its method sees it (`raygrad.contract.Task`): one client at a time, or inside `torch.func.vmap`."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raygrad.contract import Batch
+from raygrad.gang import Phase
+from raygrad.rng import Purpose
+
+if TYPE_CHECKING:
+    from raygrad.runner import GangRunner
+
+FULL = Batch(torch.empty(0), torch.empty(0))
+"""The whole shard as one batch, each example once."""
+
+
+class NotPrepared(Exception):
+    """A vmapped client method used a kind of data that was not stacked yet."""
+
+
+class LoopTask:
+    """One client's work on the runner's module, one client at a time."""
+
+    def __init__(self, runner: "GangRunner", phase: Phase, client: int) -> None:
+        self._runner, self._phase, self._client = runner, phase, client
+        self.round = phase.round
+        self.weight_decay, self.clip_norm = runner.spec.local.weight_decay, runner.spec.local.clip_norm
+        self.losses: list[Tensor] = []
+
+    @cached_property
+    def _shard(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._runner.shards.read(self._phase.part, self._client)
+
+    @property
+    def examples(self) -> int:
+        return len(self._shard[1])
+
+    @property
+    def steps(self) -> int:
+        return self._runner.spec.local.steps_for(self.examples)
+
+    def lr(self, base: float) -> float:
+        return base * self._phase.lr_factor
+
+    @property
+    def batches(self) -> Iterator[Batch]:
+        if self._runner.spec.local.batch_size == "full":
+            return iter([FULL] * self.steps)
+        return self._cut_batches(self._runner.spec.local.batch_size)
+
+    def _cut_batches(self, size: int) -> Iterator[Batch]:
+        x, y = self._shard
+        order = self._runner.order(self.round, self._client, self.examples, self.steps * size)
+        augment = self._runner.augmenter(Purpose.AUGMENT, self.round, self._client)
+        together = max(1, self._runner.chunk // size)
+        for a in range(0, self.steps, together):
+            picked = order[a * size : (a + together) * size]
+            xs, ys = self._runner.convert(x[picked], y[picked], augment)
+            for i in range(0, len(picked), size):
+                yield Batch(xs[i : i + size], ys[i : i + size])
+
+    def _chunks(self, augment: np.random.Generator | None) -> Iterator[Batch]:
+        x, y = self._shard
+        for a in range(0, len(y), self._runner.chunk):
+            yield Batch(*self._runner.convert(x[a : a + self._runner.chunk], y[a : a + self._runner.chunk], augment))
+
+    def grad(self, x: Tensor, batch: Batch) -> Tensor:
+        if batch is FULL:
+            return self._whole(x)
+        g, loss = self._runner.model.grad(x, batch.x, batch.y, self._runner.loss)
+        self.losses.append(loss / len(batch.y))
+        return g.div_(len(batch.y))
+
+    def full_grad(self, x: Tensor) -> Tensor:
+        before = self._runner.model.buffers() if self._runner.model.buffer_size else None
+        g = self._whole(x)
+        if before is not None:
+            self._runner.model.load_buffers(before)
+        return g
+
+    def _whole(self, x: Tensor) -> Tensor:
+        total, loss = torch.zeros_like(x), torch.zeros((), dtype=x.dtype, device=x.device)
+        for chunk in self._chunks(self._runner.augmenter(Purpose.AUGMENT_FULL, self.round, self._client)):
+            g, value = self._runner.model.grad(x, chunk.x, chunk.y, self._runner.loss)
+            total, loss = total.add_(g), loss + value
+        self.losses.append(loss / self.examples)
+        return total.div_(self.examples)
+
+    def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
+        model, functions = self._runner.model, self._runner.measures
+        model.load(x)
+        model.module.eval()
+        sums = {name: torch.zeros((), dtype=torch.float64) for name in functions}
+        with torch.no_grad():
+            for chunk in self._chunks(None):
+                out = model.module(chunk.x)
+                for name, f in functions.items():
+                    sums[name] += f(out, chunk.y).sum().double().cpu()
+        model.module.train()
+        return {**sums, "count": torch.tensor(float(self.examples), dtype=torch.float64)}
+
+
+class VmapTask:
+    """One client's work inside `torch.func.vmap`: every tensor stands for all clients of the gang at once."""
+
+    def __init__(self, runner: "GangRunner", phase: Phase, steps: int, data: Mapping[str, Tensor]) -> None:
+        self._runner, self._phase, self._data, self.steps = runner, phase, data, steps
+        self.round = phase.round
+        self.weight_decay, self.clip_norm = runner.spec.local.weight_decay, runner.spec.local.clip_norm
+        self.losses: list[Tensor] = []
+
+    def _get(self, name: str) -> Tensor:
+        if name not in self._data:
+            raise NotPrepared(name.split(".")[0])
+        return self._data[name]
+
+    @property
+    def examples(self) -> Tensor:
+        return self._get("full.count")
+
+    def lr(self, base: float) -> float:
+        return base * self._phase.lr_factor
+
+    @property
+    def batches(self) -> Iterator[Batch]:
+        if self._runner.spec.local.batch_size == "full":
+            return iter([FULL] * self.steps)
+        xs, ys = self._get("batches.x"), self._get("batches.y")
+        return (Batch(xs[k], ys[k]) for k in range(self.steps))
+
+    def grad(self, x: Tensor, batch: Batch) -> Tensor:
+        if batch is FULL:
+            return self.full_grad(x)
+        g, loss = self._grad(x, batch.x, batch.y, None)
+        self.losses.append(loss / len(batch.y))
+        return g / len(batch.y)
+
+    def _grad(self, x: Tensor, xs: Tensor, ys: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        def summed(p: Tensor) -> Tensor:
+            values = self._runner.loss(self._runner.model.call(p, xs), ys)
+            return values.sum() if mask is None else torch.where(mask, values, 0.0).sum()
+
+        return torch.func.grad_and_value(summed)(x)
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        xs, ys, mask = self._get("full.x"), self._get("full.y"), self._get("full.mask")
+        return zip(
+            xs.split(self._runner.chunk), ys.split(self._runner.chunk), mask.split(self._runner.chunk), strict=True
+        )
+
+    def full_grad(self, x: Tensor) -> Tensor:
+        count = self._get("full.count").to(x.dtype)
+        parts = [self._grad(x, xs, ys, mask) for xs, ys, mask in self._chunks()]
+        total, loss = parts[0]
+        for g, value in parts[1:]:
+            total, loss = total + g, loss + value
+        self.losses.append(loss / count)
+        return total / count
+
+    def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for xs, ys, mask in self._chunks():
+            out = self._runner.model.call(x, xs)
+            for name, f in self._runner.measures.items():
+                value = torch.where(mask, f(out, ys), 0.0).sum().double()
+                sums[name] = sums[name] + value if name in sums else value
+        return {**sums, "count": self._get("full.count")}
