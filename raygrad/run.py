@@ -231,7 +231,7 @@ class _Player:
         driver = Driver(
             e.algorithm, e.sampler, p.population, executor, self._store, e.seed, _size(p), p.x.dtype, e.schedule.factor
         )
-        for name in ("rounds", "clients", "probes", "operations", "seconds"):
+        for name in (*tables.BIT_STABLE, "operations", "seconds"):
             tables.discard_from(tables.folder(self._folder, name), self._done + 1)
             self._writers[name] = tables.TableWriter(
                 tables.folder(self._folder, name), tables.TABLES[name], self._done + 1
@@ -314,6 +314,13 @@ class _Player:
             "round": np.full(len(cohort), index, np.int32), "client": cohort.clients, "weight": cohort.weights,
             "train_loss": pa.array(losses, pa.float64()),
         })  # fmt: skip
+        w["metrics"].append(
+            [
+                {"round": index, "part": part, "metric": name, "value": value}
+                for part, found in (("validation", validation), ("test", test))
+                for name, value in sorted((found or {}).items())
+            ]
+        )
         if alignment is not None:
             row = {f.name: getattr(alignment, f.name) for f in fields(alignment)}
             w["probes"].append([{"round": index, **row}])

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -60,6 +61,14 @@ TABLES: dict[str, pa.Schema] = {
             _column("client", pa.int64(), "the client's id"),
             _column("weight", pa.float64(), "its weight in the aggregation"),
             _column("train_loss", pa.float64(), "mean loss over its local steps; null if not reported", True),
+        ]
+    ),
+    "metrics": pa.schema(
+        [
+            _ROUND,
+            _column("part", pa.string(), "validation or test"),
+            _column("metric", pa.string(), "loss, a metric of the experiment, or examples"),
+            _column("value", pa.float64(), "its mean over the part's examples"),
         ]
     ),
     "probes": pa.schema(
@@ -108,7 +117,7 @@ TABLES: dict[str, pa.Schema] = {
 }
 """What each table holds. A column's description is in its metadata; every table has the column `round`."""
 
-BIT_STABLE = ("rounds", "clients", "probes")
+BIT_STABLE = ("rounds", "clients", "metrics", "probes")
 """The tables whose rows count in the digest."""
 
 _FOLDERS = {"operations": Path("operations") / "gangs", "seconds": Path("operations") / "seconds"}
@@ -248,11 +257,16 @@ def digest(tables: Mapping[str, pa.Table], tensors: Mapping[str, Tensor | np.nda
         _header(total, "table", name, table.num_rows)
         for field, column in zip(table.schema, table.columns, strict=True):
             _header(total, "column", field.name, str(field.type))
+            texts = column if pa.types.is_string(column.type) else None
+            if texts is not None:
+                column = pc.call_function("binary_length", [texts])  # the lengths, then the letters
             for chunk in _slices(column):
                 values = (chunk.fill_null(0) if chunk.null_count else chunk).to_numpy(zero_copy_only=False)
                 if values.dtype.kind == "f":
                     values = np.where(np.isnan(values), np.array(np.nan, values.dtype), values)
                 total.update(_little(values).data)
+            for chunk in () if texts is None else texts.chunks:
+                total.update("".join(text for text in chunk.to_pylist() if text is not None).encode())
             for chunk in _slices(column):
                 total.update(_little(chunk.is_valid().to_numpy(zero_copy_only=False)).data)
     return total.hexdigest()

@@ -438,3 +438,19 @@ def test_the_digest_takes_the_dtypes_of_models() -> None:
 def test_only_bit_stable_tables_have_a_digest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="seconds is not bit-stable"):
         digest({"seconds": read(tmp_path, "seconds")}, {})
+
+
+def test_digest_of_texts_counts_where_they_end() -> None:
+    def metrics(names: list[str], cut: int) -> pa.Table:
+        rows = {
+            "round": pa.array([1] * len(names), pa.int32()),
+            "part": pa.array(["validation"] * len(names)),
+            "metric": pa.array(names),
+            "value": pa.array([0.5] * len(names)),
+        }
+        whole = pa.table(rows, schema=TABLES["metrics"])
+        return pa.concat_tables([whole.slice(0, cut), whole.slice(cut)])
+
+    one = digest({"metrics": metrics(["ab", "c", "dé"], 1)}, {})
+    assert one == digest({"metrics": metrics(["ab", "c", "dé"], 2)}, {})
+    assert one != digest({"metrics": metrics(["a", "bc", "dé"], 1)}, {})

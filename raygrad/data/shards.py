@@ -41,7 +41,6 @@ from raygrad.rng import Purpose, rng
 
 SCHEMA_VERSION = 1  # of the folder; part of its name, so that a new version never reads an old folder
 TEST_BATCH = 1000  # examples per record batch of test.arrow
-WRITE_BUFFER_BYTES = 1 << 20  # many clients are small: a system call for each would cost more than the writing
 PARTS = ("train", "validation", "test")
 LEFTOVER_AGE_S = 2 * 24 * 3600
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{32}")  # .<name>.<process id>-<uuid>, here and in the cache
@@ -321,7 +320,7 @@ class _PartWriter:
         self._width = int(np.prod(self._shape))
         value = pa.field("item", pa.from_numpy_dtype(x.dtype))
         self._schema = pa.schema([("x", pa.list_(value, self._width)), ("y", pa.from_numpy_dtype(y.dtype))])
-        self._sink = pa.output_stream(str(path), compression=None, buffer_size=WRITE_BUFFER_BYTES)
+        self._sink = pa.output_stream(str(path), buffer_size=1 << 20)  # a small client's batch is many small writes
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         self.content = hashlib.sha256()
 
