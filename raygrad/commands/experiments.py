@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import sys
 import sysconfig
 import traceback
@@ -24,6 +25,8 @@ from raygrad.recipes import RECIPES
 
 Given = Mapping[str, str | int | float | Path | None]
 """Options by field name; None where the user gave none."""
+CONNECT_S = 5.0
+"""How long an address may take to answer."""
 _REFERENCE = re.compile(r"[\w.-]+:[\w.]+")
 
 
@@ -209,6 +212,23 @@ def place(given: Given, recorded: Where | None = None) -> Where:
     if fields.get("on") == "local":
         base = {n: v for n, v in base.items() if n not in ("address", "gpus_per_host")}
     return Where.from_json({**base, **fields})
+
+
+def check_reachable(where: Where, run_root: Path) -> None:
+    """Refuse a run root that cannot be written and an address where nobody listens, before any work is done."""
+    try:
+        run_root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BadInput(f"the run root {run_root} cannot be made: {e.strerror}; choose another --run-root") from e
+    if not os.access(run_root, os.R_OK | os.W_OK | os.X_OK):
+        raise BadInput(f"the run root {run_root} cannot be read and written; choose another --run-root")
+    address = (where.address or os.environ.get("RAY_ADDRESS", "")) if where.on == "ray" else ""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except (OSError, OverflowError) as e:
+            raise BadInput(f"no Ray answers at {address} ({e}); check --address, or leave it out to start one") from e
 
 
 def algorithm_note(experiment: Experiment) -> str:

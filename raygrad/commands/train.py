@@ -105,6 +105,7 @@ def run(
             "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
         }
     )  # fmt: skip
+    experiments.check_reachable(where, run_root)
     with display(quiet) as screen:
         screen.waiting("preparing the data")
         try:
@@ -163,6 +164,7 @@ def resume(
         },
         loaded.where,
     )  # fmt: skip
+    experiments.check_reachable(where, run_root)
     loaded = replace(loaded, where=where)
     with display(quiet) as screen:
         played = _play(loaded, run_root, screen)

@@ -224,14 +224,6 @@ PARTITIONERS: dict[str, type] = {
 """Every partitioner by the name that commands and experiments use."""
 
 
-def summary(assignment: list[np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many examples of each class each client has: [N, classes] int64."""
-    clients = len(assignment)
-    owner = np.repeat(np.arange(clients), [len(indices) for indices in assignment])
-    held = labels[np.concatenate(assignment)] if clients else labels[:0]
-    return np.bincount(owner * classes + held, minlength=clients * classes).reshape(clients, classes).astype(np.int64)
-
-
 def _equal_owners(examples: int, clients: int) -> np.ndarray:
     """The owners 0..clients-1 of a row of examples cut into equal runs; earlier runs take what is left over."""
     sizes = np.full(clients, examples // clients)

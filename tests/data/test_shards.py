@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygrad.data.datasets import Digits, Examples, Idx, Source, SyntheticLogistic, SyntheticQuadratic
+from raygrad.data.datasets import Digits, Idx, SyntheticLogistic, SyntheticQuadratic
 from raygrad.data.partition import IID, Dirichlet, Labels, Natural, Partitioner
 from raygrad.data.shards import Shards, prepare, validation_rows
+from raygrad.data.source import Examples, Source
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 
@@ -370,8 +371,12 @@ def test_a_users_partitioner_must_use_each_example_once(tmp_path: Path) -> None:
             return [np.array(share, np.int64) for share in self.shares]
 
     assert made(tmp_path, Made(examples=4), Mine(2, ((0, 2), (1, 3)))).clients == 2
-    with pytest.raises(BadInput, match="1 examples were given to no client and 1 to several"):
+    with pytest.raises(BadInput, match="1 examples were given to no client and 1 more than once"):
         made(tmp_path, Made(examples=4), Mine(2, ((0, 2), (2, 3))))
+    with pytest.raises(BadInput, match="0 examples were given to no client and 1 more than once"):
+        made(tmp_path, Made(examples=4), Mine(2, ((0, 0, 2), (1, 3))))
+    with pytest.raises(BadInput, match="0 examples were given to no client and 0 more than once"):
+        made(tmp_path, Made(examples=4), Mine(2, ((0, 2), (1, 3, 4))))
     with pytest.raises(BadInput, match="each of its 2 clients an example"):
         made(tmp_path, Made(examples=4), Mine(2, ((0, 1, 2, 3), ())))
 
