@@ -89,6 +89,7 @@ def _usage(error: Exception) -> int:
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "raygrad")
     text = " ".join(str(error.format_message()).split())  # pyright: ignore[reportAttributeAccessIssue]
+    text = text.replace("Value error, ", "")
     if text:
         print(f"raygrad: {text.rstrip('.')}; `{command} --help` shows how", file=sys.stderr)
     return 2

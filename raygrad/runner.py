@@ -86,16 +86,31 @@ class GangRunner:
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def order(self, round: int, client: int, examples: int, length: int) -> np.ndarray:
-        """Indices [length] into a shard: fresh permutations laid end to end, drawn for (seed, round, client)."""
-        generator = rng(self.spec.seed, Purpose.BATCHES, round, client)
-        return np.concatenate([generator.permutation(examples) for _ in range(-(-length // examples))])[:length]
+    def drawn(self, phase: Phase, client: int, steps: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """A client's mini-batches, laid end to end, in pieces of whole batches.
 
-    def augmenter(self, purpose: Purpose, round: int, client: int) -> np.random.Generator | None:
-        """The generator of a client's augmentations, or None where the data has none."""
+        They are fresh permutations of its shard, drawn for (seed, round, client).
+        """
+        x, y = self.shards.read(phase.part, client)
+        generator, length = rng(self.spec.seed, Purpose.BATCHES, phase.round, client), steps * size
+        order = np.concatenate([generator.permutation(len(y)) for _ in range(-(-length // len(y)))])[:length]
+        augment = self._augmenter(Purpose.AUGMENT, phase.round, client)
+        together = max(1, self.chunk // size) * size
+        for a in range(0, length, together):
+            picked = order[a : a + together]
+            yield self._convert(x[picked], y[picked], augment)
+
+    def whole(self, phase: Phase, client: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """A client's shard, each example once, in pieces (one may be empty). Training data is augmented."""
+        x, y = self.shards.read(phase.part, client)
+        augment = self._augmenter(Purpose.AUGMENT_FULL, phase.round, client) if phase.part == "train" else None
+        for a in range(0, max(1, len(y)), self.chunk):
+            yield self._convert(x[a : a + self.chunk], y[a : a + self.chunk], augment)
+
+    def _augmenter(self, purpose: Purpose, round: int, client: int) -> np.random.Generator | None:
         return rng(self.spec.seed, purpose, round, client) if self.spec.transform.augment != "none" else None
 
-    def convert(self, x: np.ndarray, y: np.ndarray, augment: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+    def _convert(self, x: np.ndarray, y: np.ndarray, augment: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Stored examples as fresh tensors on the device."""
         xs = self.spec.transform(x, self.dtype, augment)
         ys = torch.from_numpy(np.array(y))
@@ -211,46 +226,23 @@ class GangRunner:
 
     def _stack(self, phase: Phase, gang: Gang, needs: set[str]) -> tuple[dict[str, Tensor], int]:
         """The gang's data, one row per client, as far as `needs` names it, and K."""
-        shards = [self.shards.read(phase.part, c) for c in gang.clients.tolist()]
-        counts = [len(y) for _, y in shards]
-        local, shape = self.spec.local, self.spec.shape
+        clients, local = gang.clients.tolist(), self.spec.local
+        counts = [len(self.shards.read(phase.part, c)[1]) for c in clients]
         steps = local.steps_for(counts[0]) if counts[0] else 0
         data: dict[str, Tensor] = {"slot": torch.arange(len(counts))}
         if "batches" in needs:
-            assert local.batch_size != "full"
-            length = steps * local.batch_size
-            xs, ys = [], []
-            for client, (x, y) in zip(gang.clients.tolist(), shards, strict=True):
-                order = self.order(phase.round, client, len(y), length)
-                augment = self.augmenter(Purpose.AUGMENT, phase.round, client)
-                xs.append(x[order] if augment is None else self.spec.transform(x[order], self.dtype, augment))
-                ys.append(y[order])
-            data["batches.x"], data["batches.y"] = self._join(xs, ys, (steps, local.batch_size))
+            size = local.batch_size
+            assert size != "full"
+            xs, ys = zip(*(_joined(self.drawn(phase, c, steps, size)) for c in clients), strict=True)
+            data["batches.x"] = torch.stack([x.view(steps, size, *x.shape[1:]) for x in xs])
+            data["batches.y"] = torch.stack([y.view(steps, size, *y.shape[1:]) for y in ys])
         if "full" in needs:
-            n = max(1, *counts)
-            xs, ys = [], []
-            for client, (x, y) in zip(gang.clients.tolist(), shards, strict=True):
-                augment = None if phase.part != "train" else self.augmenter(Purpose.AUGMENT_FULL, phase.round, client)
-                whole = x if augment is None else self.spec.transform(x, self.dtype, augment).numpy()
-                padded = np.zeros((n, *shape), whole.dtype)
-                targets = np.zeros((n, *y.shape[1:]), y.dtype)
-                padded[: len(y)], targets[: len(y)] = whole, y
-                xs.append(padded if augment is None else torch.from_numpy(padded))
-                ys.append(targets)
-            data["full.x"], data["full.y"] = self._join(xs, ys, (n,))
+            xs, ys = zip(*(_joined(self.whole(phase, c)) for c in clients), strict=True)
+            data["full.x"] = torch.nn.utils.rnn.pad_sequence(list(xs), batch_first=True)
+            data["full.y"] = torch.nn.utils.rnn.pad_sequence(list(ys), batch_first=True)
             data["full.count"] = torch.tensor(counts, dtype=torch.float64)
-            data["full.mask"] = torch.arange(n)[None, :] < torch.tensor(counts)[:, None]
+            data["full.mask"] = torch.arange(max(counts))[None, :] < torch.tensor(counts)[:, None]
         return {n: t.to(self.device) for n, t in data.items()}, steps
-
-    def _join(self, xs: list[Any], ys: list[np.ndarray], lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Clients' examples as tensors [m, *lead, ...]; raw arrays are converted together, tensors are already
-        augmented.
-        """
-        if isinstance(xs[0], Tensor):
-            x, y = torch.cat(xs), self.convert(np.zeros((0, *self.spec.shape)), np.concatenate(ys), None)[1]
-        else:
-            x, y = self.convert(np.concatenate(xs), np.concatenate(ys), None)
-        return x.view(len(xs), *lead, *self.spec.shape), y.view(len(ys), *lead, *y.shape[1:])
 
     # --- numerics ---------------------------------------------------------------------------------------------------
 
@@ -334,6 +326,11 @@ def _canary_work(task: Any, x: Tensor) -> Answer:
     for batch, _ in zip(task.batches, range(2), strict=False):
         y = y - 1e-3 * task.grad(y, batch)
     return Answer({"y": y, "g": task.full_grad(x)})
+
+
+def _joined(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    xs, ys = zip(*pieces, strict=True)
+    return torch.cat(xs), torch.cat(ys)
 
 
 def numerics(spec: HostSpec, canary: str) -> dict[str, str]:

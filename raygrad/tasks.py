@@ -1,16 +1,14 @@
-"""A client's work as its method sees it (`raygrad.contract.Task`): one client at a time, or inside `torch.func.vmap`."""
+"""A client's work as its method sees it (`raygrad.contract.Task`): one client at a time, or in `torch.func.vmap`."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from raygrad.contract import Batch
 from raygrad.gang import Phase
-from raygrad.rng import Purpose
 
 if TYPE_CHECKING:
     from raygrad.runner import GangRunner
@@ -33,12 +31,8 @@ class LoopTask:
         self.losses: list[Tensor] = []
 
     @cached_property
-    def _shard(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._runner.shards.read(self._phase.part, self._client)
-
-    @property
     def examples(self) -> int:
-        return len(self._shard[1])
+        return len(self._runner.shards.read(self._phase.part, self._client)[1])
 
     @property
     def steps(self) -> int:
@@ -54,20 +48,12 @@ class LoopTask:
         return self._cut_batches(self._runner.spec.local.batch_size)
 
     def _cut_batches(self, size: int) -> Iterator[Batch]:
-        x, y = self._shard
-        order = self._runner.order(self.round, self._client, self.examples, self.steps * size)
-        augment = self._runner.augmenter(Purpose.AUGMENT, self.round, self._client)
-        together = max(1, self._runner.chunk // size)
-        for a in range(0, self.steps, together):
-            picked = order[a * size : (a + together) * size]
-            xs, ys = self._runner.convert(x[picked], y[picked], augment)
-            for i in range(0, len(picked), size):
-                yield Batch(xs[i : i + size], ys[i : i + size])
+        for xs, ys in self._runner.drawn(self._phase, self._client, self.steps, size):
+            yield from (Batch(x, y) for x, y in zip(xs.split(size), ys.split(size), strict=True))
 
-    def _chunks(self, augment: np.random.Generator | None) -> Iterator[Batch]:
-        x, y = self._shard
-        for a in range(0, len(y), self._runner.chunk):
-            yield Batch(*self._runner.convert(x[a : a + self._runner.chunk], y[a : a + self._runner.chunk], augment))
+    def _pieces(self) -> Iterator[Batch]:
+        pieces = self._runner.whole(self._phase, self._client)
+        return (Batch(x, y) for x, y in pieces if len(y))
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         if batch is FULL:
@@ -85,7 +71,7 @@ class LoopTask:
 
     def _whole(self, x: Tensor) -> Tensor:
         total, loss = torch.zeros_like(x), torch.zeros((), dtype=x.dtype, device=x.device)
-        for chunk in self._chunks(self._runner.augmenter(Purpose.AUGMENT_FULL, self.round, self._client)):
+        for chunk in self._pieces():
             g, value = self._runner.model.grad(x, chunk.x, chunk.y, self._runner.loss)
             total, loss = total.add_(g), loss + value
         self.losses.append(loss / self.examples)
@@ -97,7 +83,7 @@ class LoopTask:
         model.module.eval()
         sums = {name: torch.zeros((), dtype=torch.float64) for name in functions}
         with torch.no_grad():
-            for chunk in self._chunks(None):
+            for chunk in self._pieces():
                 out = model.module(chunk.x)
                 for name, f in functions.items():
                     sums[name] += f(out, chunk.y).sum().double().cpu()

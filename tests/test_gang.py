@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.alignment import AlignmentProbe, fixed_cohort
@@ -20,7 +21,7 @@ from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import Phase, TreeSum, cut
 from raygrad.local import Local
-from raygrad.models import ResNet
+from raygrad.models import MLP, ResNet
 from raygrad.plan import Plan, make_plan
 from raygrad.run import evaluate
 from raygrad.samplers import Uniform
@@ -135,6 +136,24 @@ def test_ragged_shards_probe_and_evaluate_alike_in_loop_and_vmap(tmp_path: Path)
         assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-10)
     assert v == pytest.approx(w, rel=1e-10)
     assert a.diversity == pytest.approx(1 + 2 * a.r / a.gradient_norm**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["fedga", "scaffold"])
+def test_augmented_data_alike_in_loop_and_vmap(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a client's data is converted in several pieces."""
+    monkeypatch.setattr("raygrad.runner.CHUNK_BYTES", 16 * 64 * 8)  # 16 images of 8 x 8 in float64
+    found = []
+    for mode in ("loop", "vmap"):
+        e = replace(
+            Experiment(), algorithm=ALGORITHMS[name](), model=MLP((5,), "tanh"), dtype="float64", gangs=Gangs(5, mode)
+        )
+        plan = planned(e, tmp_path)
+        transform = replace(plan.spec.transform, augment="crop-flip")
+        plan = replace(plan, spec=replace(plan.spec, transform=transform))
+        state = ServerState(e.algorithm.init(plan.x, plan.population))
+        found.append(driver(plan, tmp_path).play(state, 1).state.algorithm.x)
+    assert not torch.equal(found[0], plan.x)
+    assert (found[0] - found[1]).abs().max() <= 1e-12
 
 
 def test_alignment_against_its_definition(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def _user_modules(value: object) -> set[str]:
 def place(given: Given, recorded: Where | None = None) -> Where:
     """Where it runs: the options over what a run recorded, or over the defaults. Raises BadInput."""
     fields = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in given.items() if v is not None}
+    fields = {n: None if (n, v) == ("address", "") else v for n, v in fields.items()}
     base = {} if recorded is None else recorded.to_json()
     if fields.get("on") == "local":
         base = {n: v for n, v in base.items() if n not in ("address", "gpus_per_host")}
@@ -228,7 +229,7 @@ def check_reachable(where: Where, run_root: Path) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
         except (OSError, OverflowError) as e:
-            raise BadInput(f"no Ray answers at {address} ({e}); check --address, or leave it out to start one") from e
+            raise BadInput(f'no Ray answers at {address} ({e}); check --address ("" starts a Ray here)') from e
 
 
 def algorithm_note(experiment: Experiment) -> str:

@@ -276,11 +276,12 @@ def _assign(partitioner: Partitioner, source: Source, seed: int, name: str) -> l
             f"partition {type(partitioner).__name__}: it must give each of its {partitioner.clients} clients an example"
         )
     given, times = np.unique(np.concatenate(assignment), return_counts=True)
-    everything = np.arange(len(source.train))
-    if not np.array_equal(given, everything) or times.max() > 1:
+    indices = np.arange(len(source.train))
+    if not np.array_equal(given, indices) or times.max() > 1:
         raise BadInput(
-            f"partition {type(partitioner).__name__}: {len(np.setdiff1d(everything, given))} examples were given to no "
-            f"client and {np.count_nonzero(times > 1)} more than once; each must be given once"
+            f"partition {type(partitioner).__name__}: of {len(indices)} examples {len(np.setdiff1d(indices, given))} "
+            f"were given to no client and {np.count_nonzero(times > 1)} more than once; "
+            f"each of the indices 0..{len(indices) - 1} must be given once"
         )
     return assignment
 

@@ -50,6 +50,9 @@ def test_parquet_with_a_client_column_is_a_natural_partition(tmp_path: Path) -> 
     check(source)
     assert source.classes is None
     assert source.test.x.tolist() == [[5], [6], [7], [8]]
+    pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(BadInput, match=r"empty\.parquet: it has no rows"):
+        ParquetTable("t.parquet", client="user", test="empty.parquet").open(tmp_path, tmp_path / "cache", 0)
     with pytest.raises(BadInput, match=r"unknown column in .*t\.parquet 'usr'; did you mean user\?"):
         ParquetTable("t.parquet", client="usr").open(tmp_path, tmp_path / "cache", 0)
     with pytest.raises(BadInput, match="'user' has type string; features must be numbers"):

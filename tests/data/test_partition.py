@@ -68,7 +68,6 @@ def test_nothing_is_lost_or_repeated_and_no_client_is_empty(problem: tuple[np.nd
     assert np.array_equal(labels, before)
     again = partitioner.assign(labels, classes, seed)
     assert all(np.array_equal(a, b) for a, b in zip(shares, again, strict=True))
-    counts = counted(shares, labels, classes)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PARTITIONERS if kind != "natural"])

@@ -1,4 +1,4 @@
-"""Prints how many bytes this process (the driver) grew by while a cohort of the given size trained on two host actors."""
+"""Prints how many bytes this process (the driver) grew by while a cohort of a given size trained on two hosts."""
 
 import sys
 import threading

@@ -20,6 +20,6 @@ def growth(clients: int, folder: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("clients", [10, 1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_driver_memory(clients: int, tmp_path: Path) -> None:
-    """The answers would take `clients` models; gangs in flight and the tree's partial sums (float64) take a few dozen."""
+    """The answers would take `clients` models; gangs in flight and partial sums (float64) take a few dozen."""
     model, peak = growth(clients, tmp_path)
     assert peak <= 64 * model
