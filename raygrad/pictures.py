@@ -29,6 +29,7 @@ MAX_POINTS = 2000
 MAX_CLIENTS = 200
 """More clients than these share rows or columns of a picture."""
 MAX_ROUNDS = 400
+_BARS = 50  # up to so many clients have bars that stand apart
 
 INK, MUTED, GRID, PAPER = "#1c1b1a", "#6d6b67", "#deddd8", "#fefefd"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -141,6 +142,9 @@ def lines(grid: Sequence[Sequence[Panel]]) -> "Figure":
             handles = [_handle(c) for c in names.values()]
             widest = max(len(name) for name in names)
             figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, 110 // (widest + 8))))
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.set(h_pad=0.09)  # pyright: ignore[reportCallIssue]
         return figure
 
 
@@ -175,9 +179,9 @@ def participation(clients: np.ndarray, rounds: np.ndarray, population: int, last
 
 
 def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names: Sequence[str] = ()) -> "Figure":
-    """Which client holds what: examples per client, and below it the share of each class in each client.
+    """Who trains on what: training examples per client, and below it the share of each class in each client.
 
-    `label_counts` [N, C] or None (no classes), `examples` [N]. Up to `MAX_CLIENTS` clients stand in the order of their
+    `label_counts` [N, C] or None (no classes) and `examples` [N] are of what the clients train on. Up to `MAX_CLIENTS` clients stand in the order of their
     ids; more are sorted by their most frequent class (without classes, by size) and share columns.
     """
     n = len(examples)
@@ -193,7 +197,7 @@ def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names
         )
     sizes = _bin_means(examples[order].astype(np.float64), edges)
     classes = 0 if shares is None else shares.shape[1]
-    by = "most frequent class" if classes else "number of examples, largest first"
+    by = "most frequent class" if classes else "number of training examples, largest first"
     per = int(np.ceil(n / max(1, len(edges) - 1)))
     x_label = f"clients, sorted by their {by} ({per} or fewer to a column)" if binned else "client"
     with _styled():
@@ -201,21 +205,24 @@ def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names
         from matplotlib.ticker import MaxNLocator
 
         heat = min(5.6, 1.1 + 0.19 * classes) if classes else 0.0
-        figure = Figure(figsize=(9.2, 1.6 + heat), layout="constrained")
+        figure = Figure(figsize=(9.2, 1.6 + heat if classes else 2.4), layout="constrained")
         if shares is None:
             bars = lowest = figure.add_subplot()
         else:
             bars, lowest = figure.subplots(2, 1, height_ratios=(1.2, heat), sharex=True)
             _heat_map(lowest, _bin_means(shares[order], edges).T, (-0.5, n - 0.5, -0.5, classes - 0.5))
-            _colour_bar(figure, lowest, "share of the client's examples")
+            _colour_bar(figure, lowest, "share of the client's\ntraining examples")
             lowest.set(title="classes of each client", ylabel="class")
             if 0 < len(class_names) == classes <= 30:
                 lowest.set_yticks(range(classes), [_cut(name, 16) for name in class_names])
             else:
                 lowest.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-        bars.stairs(sizes, edges - 0.5, fill=True, color=SERIES[0], linewidth=0)
+        if n <= _BARS:
+            bars.bar(np.arange(n), sizes, width=0.8, color=SERIES[0], linewidth=0)
+        else:
+            bars.stairs(sizes, edges - 0.5, fill=True, color=SERIES[0], linewidth=0)
         bars.set(
-            title=f"examples per client{' (means of columns)' if binned else ''}",
+            title=f"training examples per client{' (means of columns)' if binned else ''}",
             ylabel="examples",
             xlim=(-0.5, max(n, 1) - 0.5),
             ylim=(0, max(1.0, sizes.max(initial=1)) * 1.05),

@@ -1,17 +1,16 @@
-"""What a run shows when it is over: a small table, one self-contained HTML page, and the comparison of several runs.
+"""What a run shows when it is over, in numbers: a small table, the comparison of several runs, who holds what.
 
-Everything is read from the tables and JSON files of the run folders, also of runs that go on or were stopped. Runs that
-differ only in their seed are one group; groups are compared at equal communications.
+`raygrad.page` makes an HTML page of it. Everything is read from the tables and JSON files of the run folders, also of
+runs that go on or were stopped. Runs that differ only in their seed are one group; groups are compared at equal
+communications.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from html import escape
 from math import floor, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -19,27 +18,14 @@ import pyarrow.compute as pc
 from raygrad import pictures, storage, tables
 from raygrad.errors import BadInput
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Leaf = str | int | float | bool | None
 Settings = Mapping[str, Leaf]
 """A JSON object laid flat: "algorithm.beta" -> 0.05."""
+Measure = Literal["accuracy", "loss"]
 
-CITATION = (
-    "Yatin Dandi, Luis Barba, Martin Jaggi: Implicit Gradient Alignment in Distributed and Federated Learning, "
-    "arXiv 2106.13897."
-)
-BIBTEX = """@article{dandi2021implicit,
-  title   = {Implicit Gradient Alignment in Distributed and Federated Learning},
-  author  = {Dandi, Yatin and Barba, Luis and Jaggi, Martin},
-  journal = {arXiv preprint arXiv:2106.13897},
-  year    = {2021}
-}"""
 PAPER_PROTOCOL = "paper's protocol: best over the run, no validation set"
 
 _SCHEMA_VERSION = 1
-_SHOWN_GROUPS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +50,7 @@ class RunView:
     """A run as its report sees it. Arrays are [R], one entry per finished round.
 
     Communications, bytes and seconds are cumulative: what was charged and spent by the end of the round. Values that
-    were not measured are NaN.
+    were not measured are NaN. What final.json holds of the last round counts as measured in that round.
     """
 
     path: Path
@@ -90,6 +76,7 @@ class RunView:
     validation_loss: np.ndarray
     test_accuracy: np.ndarray
     test_loss: np.ndarray
+    newest: Mapping[tuple[str, str], tuple[int, float]]  # (part, metric), the user's own included -> round, value
     probes: Probes
 
     @property
@@ -114,27 +101,33 @@ class RunView:
         return self.settings.get("evaluation.mode") == "paper"
 
     @property
+    def part(self) -> Literal["validation", "test"]:
+        """What the run is judged on: the validation parts, or the test set under the papers' protocol."""
+        return "test" if self.paper else "validation"
+
+    @property
     def accuracy(self) -> np.ndarray:
-        """What the run is judged by: the validation accuracy, or the test accuracy under the papers' protocol."""
+        """The accuracy on `part`."""
         return self.test_accuracy if self.paper else self.validation_accuracy
 
     @property
     def loss(self) -> np.ndarray:
-        """The loss that belongs to `accuracy`."""
+        """The loss on `part`."""
         return self.test_loss if self.paper else self.validation_loss
 
-    def last(self, measure: Literal["accuracy", "loss"]) -> tuple[int, float] | None:
-        """The newest value of `accuracy` or `loss` and its round; None if there is none.
-
-        A finished run measures once more after its last round, in final.json.
-        """
-        values = self.accuracy if measure == "accuracy" else self.loss
+    def last(self, measure: Measure) -> tuple[int, float] | None:
+        """The newest value of `accuracy` or `loss` and its round; None if there is none."""
+        values = getattr(self, measure)
         at = np.flatnonzero(np.isfinite(values))
-        newest = (int(self.round[at[-1]]), float(values[at[-1]])) if len(at) else None
-        end, value = self.final.get("round"), self.final.get(f"validation.{measure}")
-        if self.paper or not isinstance(end, int) or not isinstance(value, int | float) or not isfinite(value):
-            return newest
-        return newest if newest is not None and newest[0] >= end else (end, float(value))
+        return (int(self.round[at[-1]]), float(values[at[-1]])) if len(at) else None
+
+    def best(self, measure: Measure) -> tuple[int, float] | None:
+        """The largest `accuracy` or the least `loss` and its first round; None if there is none."""
+        values = getattr(self, measure)
+        if not np.isfinite(values).any():
+            return None
+        at = int(np.nanargmax(values) if measure == "accuracy" else np.nanargmin(values))
+        return int(self.round[at]), float(values[at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,19 +163,27 @@ def view(run: Path) -> RunView:
         raise BadInput(f'{file} is damaged: expected the settings under "experiment"')
     data = _json(run / "data.json", optional=True)
     names = data.get("class_names")
+    final = _described(_json(run / "final.json", optional=True))
+    measured = _finally(final)
     rounds = _columns(run, "rounds")
+    settings = flatten(experiment)
+    paper = settings.get("evaluation.mode") == "paper"
+    for (part, metric), (end, value) in measured.items():
+        curve = rounds.get(f"{part}_{metric}")
+        if curve is not None and part == ("test" if paper else "validation"):
+            curve[(rounds["round"] == end) & np.isnan(curve)] = value
     probes = _columns(run, "probes")
     return RunView(
         path=run,
         name=str(record.get("name", run.resolve().parent.name)),
         id=str(record.get("id", run.resolve().name)),
         hash=str(record.get("hash", "")),
-        settings=flatten(experiment),
+        settings=settings,
         where=_described(_json(run / "where.json", optional=True)),
         numerics=_described(_json(run / "numerics.json", optional=True)),
         data=_described({k: v for k, v in data.items() if k != "class_names"}),
         class_names=tuple(str(n) for n in names) if isinstance(names, list) else (),
-        final=_described(_json(run / "final.json", optional=True)),
+        final=final,
         round=rounds["round"],
         communications=np.cumsum(rounds["communications"], dtype=np.int64),
         bytes_down=np.cumsum(rounds["bytes_down"], dtype=np.int64),
@@ -196,6 +197,7 @@ def view(run: Path) -> RunView:
         validation_loss=rounds["validation_loss"],
         test_accuracy=rounds["test_accuracy"],
         test_loss=rounds["test_loss"],
+        newest=_newest(run, measured),
         probes=Probes(probes["round"], probes["clients"], probes["r"], probes["diversity"], probes["cosine"]),
     )
 
@@ -238,6 +240,31 @@ def _columns(run: Path, name: str, columns: Sequence[str] | None = None) -> dict
     return {c: values[order] for c, values in found.items()}
 
 
+def _finally(final: Settings) -> dict[tuple[str, str], tuple[int, float]]:
+    """What was measured after the last round, as final.json has it: (part, metric) -> (round, value)."""
+    end = final.get("round")
+    found: dict[tuple[str, str], tuple[int, float]] = {}
+    for key, value in final.items():
+        part, _, metric = ("test", "", key) if key == "loss" else key.partition(".")
+        part = "test" if part == "metrics" else part
+        known = part in ("validation", "test") and metric not in ("", "examples")
+        if known and isinstance(end, int) and isinstance(value, int | float):
+            found[part, metric] = (end, float(value))
+    return found
+
+
+def _newest(
+    run: Path, measured: Mapping[tuple[str, str], tuple[int, float]]
+) -> dict[tuple[str, str], tuple[int, float]]:
+    """The newest value of every metric: of the table `metrics`, or `measured` after the last round."""
+    table = tables.read(run, "metrics").sort_by("round")
+    found: dict[tuple[str, str], tuple[int, float]] = {}
+    for index, part, metric, value in zip(*(c.to_pylist() for c in table.columns), strict=True):
+        if metric != "examples":
+            found[part, metric] = (index, value)
+    return found | {k: x for k, x in measured.items() if k not in found or found[k][0] <= x[0]}
+
+
 def _seconds(run: Path, rounds: np.ndarray) -> np.ndarray:
     """The cumulative wall seconds at each round; a round that a restart repeated counts with its last time."""
     seconds = _columns(run, "seconds", ["round", "elapsed_s"])
@@ -251,12 +278,15 @@ def _seconds(run: Path, rounds: np.ndarray) -> np.ndarray:
 
 def summary(run: Path) -> list[tuple[str, str]]:
     """The small table at the end of a run: (label, value). What was not measured has no row."""
-    return _summary(view(run))
+    return summary_of(view(run))
 
 
-def _summary(v: RunView) -> list[tuple[str, str]]:
+def summary_of(v: RunView) -> list[tuple[str, str]]:
+    """`summary` of a run that was read already."""
     rows = [("algorithm", describe(v.settings, "algorithm"))]
-    rows.append(("data", f"{describe(v.settings, 'data')}; {describe(v.settings, 'partition')}"))
+    clients = {"partition.clients": v.data["clients"]} if "clients" in v.data else {}  # a natural partition finds out
+    rows.append(("data", f"{describe(v.settings, 'data')}; {describe({**v.settings, **clients}, 'partition')}"))
+    rows += _examples(v)
     rows.append(("rounds", f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,} (unfinished)"))
     if len(v.round):
         rows.append(("communications", f"{v.communications[-1]:,}"))
@@ -266,16 +296,11 @@ def _summary(v: RunView) -> list[tuple[str, str]]:
         rows.append(("wall time", f"{_seconds_text(spent)}, {len(v.round) / max(spent, 1e-9):.3g} rounds/s"))
     if v.virtual_s.any():
         rows.append(("virtual time", _seconds_text(float(v.virtual_s[-1]))))
-    if v.paper:
-        rows += [(label, f"{text}; {PAPER_PROTOCOL}") for label, text in _measured("test accuracy", v, "accuracy")]
-    else:
-        rows += _measured("validation accuracy", v, "accuracy")
-        rows += _measured("validation loss", v, "loss")
-    rows += _tested(v)
+    rows += _measured(v)
     p = v.probes
     if len(p.round):
         first, last = f"(round {p.round[0]:,})", f"(round {p.round[-1]:,}), n = {p.clients[-1]:,} clients"
-        rows += [(label, f"{_number(y[0])} {first} → {_number(y[-1])} {last}") for label, y in p.named]
+        rows += [(label, f"{number(y[0])} {first} → {number(y[-1])} {last}") for label, y in p.named]
     if len(v.round):
         rows.append(("clients", f"{v.clients_asked.sum():,} asked, {v.clients_answered.sum():,} answered"))
     gangs = tables.read(v.path, "operations", ["attempt", "outcome"])
@@ -290,32 +315,38 @@ def describe(settings: Settings, part: str) -> str:
     """One part of an experiment in words: `fedga (lr 0.1, beta 0.05)`."""
     inside = {k.removeprefix(f"{part}."): v for k, v in settings.items() if k.startswith(f"{part}.")}
     kind = inside.pop("kind", part)
-    rest = ", ".join(f"{k} {_leaf(v)}" for k, v in inside.items() if v is not None)
+    rest = ", ".join(f"{k} {leaf(v)}" for k, v in inside.items() if v is not None)
     return f"{kind} ({rest})" if rest else str(kind)
 
 
-def _measured(label: str, v: RunView, measure: Literal["accuracy", "loss"]) -> list[tuple[str, str]]:
-    last = v.last(measure)
-    if last is None:
+def _examples(v: RunView) -> list[tuple[str, str]]:
+    """How many examples there are to train on, to validate on and to test on."""
+    table = tables.read(v.path, "partition", ["examples", "validation_examples"])
+    if not table.num_rows:
         return []
-    text = f"{last[1]:.4f} final (round {last[0]:,})"
-    values = v.accuracy if measure == "accuracy" else -v.loss
-    if np.isfinite(values).any():
-        best = int(np.nanargmax(values))
-        text += f", {abs(values[best]):.4f} best (round {v.round[best]:,})"
-    return [(label, text)]
+    training, validation = (int(c.to_numpy().sum()) for c in table.columns)
+    test = v.data.get("test_examples")
+    rest = [f"{n:,} {name}" for name, n in (("validation", validation), ("test", test)) if isinstance(n, int) and n]
+    return [("examples", ", ".join([f"{training:,} training", *rest]))]
 
 
-def _tested(v: RunView) -> list[tuple[str, str]]:
-    """The test evaluation at the end."""
-    names = [k for k in v.final if k == "loss" or k.startswith("metrics.")]
-    if not names:
-        return []
-    values = ", ".join(
-        f"{k.removeprefix('metrics.')} {_number(v.final[k], '.4f')}" for k in sorted(names, reverse=True)
-    )
-    examples, after = _leaf(v.final.get("examples")), _leaf(v.final.get("round"))
-    return [("test set", f"{values} ({examples} examples, after round {after})")]
+def _measured(v: RunView) -> list[tuple[str, str]]:
+    """What the run is judged by, final and best; then the user's own metrics and the test evaluation at the end."""
+    rows: list[tuple[str, str]] = []
+    for measure in ("accuracy", "loss"):
+        last, best = v.last(measure), v.best(measure)
+        if last is not None and best is not None:
+            text = f"{score(last[1])} final (round {last[0]:,}), {score(best[1])} best (round {best[0]:,})"
+            rows.append((f"{v.part} {measure}", f"{text}; {PAPER_PROTOCOL}" if v.paper else text))
+    shown = {label for label, _ in rows}
+    examples = v.final.get("examples")
+    of = f", {examples:,} examples" if isinstance(examples, int) else ""
+    # Validation stands before test, accuracy and loss before the others.
+    for part, name in sorted(v.newest, key=lambda k: (k[0] == "test", k[1] != "accuracy", k[1] != "loss", k[1])):
+        index, value = v.newest[part, name]
+        if f"{part} {name}" not in shown:
+            rows.append((f"{part} {name}", f"{score(value)} final (round {index:,}{of if part == 'test' else ''})"))
+    return rows
 
 
 # --- several runs
@@ -328,10 +359,10 @@ def group(views: Sequence[RunView]) -> list[Group]:
     no new evidence.
     """
     keys = list(dict.fromkeys(k for v in views for k in v.settings if k != "seed"))
-    differing = [k for k in keys if len({(k in v.settings, _leaf(v.settings.get(k))) for v in views}) > 1]
+    differing = [k for k in keys if len({(k in v.settings, leaf(v.settings.get(k))) for v in views}) > 1]
     grouped: dict[tuple[tuple[str, str], ...], list[RunView]] = {}
     for v in views:
-        values = tuple((k, _leaf(v.settings[k])) for k in differing if k in v.settings)
+        values = tuple((k, leaf(v.settings[k])) for k in differing if k in v.settings)
         grouped.setdefault(values, []).append(v)
     said = _telling(differing, views)
     result = []
@@ -342,7 +373,7 @@ def group(views: Sequence[RunView]) -> list[Group]:
             if seed not in seeds or len(v.round) > len(seeds[seed].round):
                 seeds[seed] = v
         first = members[0].settings
-        label = ", ".join(f"{said[k]}{_leaf(first[k])}" for k in differing if k in said and k in first)
+        label = ", ".join(f"{said[k]}{leaf(first[k])}" for k in differing if k in said and k in first)
         fields = {k: first[k] for k in differing if k in first}
         result.append(Group(label or members[0].name, fields, tuple(seeds.values())))
     return result
@@ -362,7 +393,7 @@ def _telling(differing: Sequence[str], views: Sequence[RunView]) -> dict[str, st
             continue
         owner = f"{part}.kind"
         having = [v.settings for v in views if key in v.settings]
-        if owner in kinds and len({s.get(owner) for s in having}) == 1 and len({_leaf(s[key]) for s in having}) == 1:
+        if owner in kinds and len({s.get(owner) for s in having}) == 1 and len({leaf(s[key]) for s in having}) == 1:
             continue
         alone = sum(k.rpartition(".")[2] == field for k in differing) == 1
         said[key] = f"{field if alone else key}="
@@ -396,11 +427,11 @@ def comparison(runs: Sequence[Path], target: float | None = None) -> tuple[list[
 
     Means and sample standard deviations are over seeds. Without a `target` accuracy it is `common_target`.
     """
-    groups = group(_views(runs))
-    return _comparison(groups, _target(groups, target)[0])
+    groups = group(views(runs))
+    return comparison_of(groups, chosen_target(groups, target)[0])
 
 
-def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None, str]:
+def chosen_target(groups: Sequence[Group], target: float | None) -> tuple[float | None, str]:
     """The target accuracy and where it comes from."""
     if target is None:
         return common_target(groups), "the largest accuracy that every run reaches, rounded down"
@@ -409,29 +440,39 @@ def _target(groups: Sequence[Group], target: float | None) -> tuple[float | None
     return target, "as asked for"
 
 
-def _judged(groups: Sequence[Group]) -> str:
+def judged(groups: Sequence[Group]) -> str:
     """What accuracy and loss were measured on."""
-    paper = {v.paper for g in groups for v in g.runs}
-    return "validation or test" if len(paper) > 1 else "test" if True in paper else "validation"
+    parts = {v.part for g in groups for v in g.runs}
+    return "validation or test" if len(parts) > 1 else next(iter(parts), "validation")
 
 
-def _comparison(groups: Sequence[Group], target: float | None) -> tuple[list[str], list[list[str]]]:
-    judged = _judged(groups)
+def judging(groups: Sequence[Group]) -> Measure:
+    """What the groups are compared by: the accuracy, or the loss where no run has an accuracy but some have a loss."""
+    views = [v for g in groups for v in g.runs]
+    if any(v.last("accuracy") is not None for v in views) or all(v.last("loss") is None for v in views):
+        return "accuracy"
+    return "loss"
+
+
+def comparison_of(groups: Sequence[Group], target: float | None) -> tuple[list[str], list[list[str]]]:
+    """`comparison` of runs that were read and grouped already; without a `target` it has no costs."""
+    part, measure = judged(groups), judging(groups)
     to = "" if target is None else f" to {target:g}"
     costs = [f"rounds{to}", f"communications{to}", f"MB{to}", f"seconds{to}"] if target is not None else []
-    header = ["group", "seeds", *costs, f"final {judged} accuracy", f"best {judged} accuracy"]
-    if judged != "test":
-        header.append("final test accuracy")
+    header = ["group", "seeds", *costs, f"final {part} {measure}", f"best {part} {measure}"]
+    if part != "test":
+        header.append(f"final test {measure}")
     rows = []
     for g in groups:
         row = [g.label, str(len(g.runs))]
         if target is not None:
             row += _costs([reach(v, target) for v in g.runs])
-        curves = [v.accuracy[np.isfinite(v.accuracy)] for v in g.runs]
-        row.append(_spread([found[1] for v in g.runs if (found := v.last("accuracy")) is not None]))
-        row.append(_spread([c.max() for c in curves if len(c)]))
-        tests = [v.final.get("metrics.accuracy") for v in g.runs]
-        row.append(_spread([float(t) for t in tests if isinstance(t, int | float)]))
+        for found in (
+            [v.last(measure) for v in g.runs],
+            [v.best(measure) for v in g.runs],
+            [v.newest.get(("test", measure)) for v in g.runs],
+        ):
+            row.append(_spread([pair[1] for pair in found if pair is not None]))
         rows.append(row[: len(header)])
     return header, rows
 
@@ -459,14 +500,16 @@ def _amount(values: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float], decimals: int = 4) -> str:
-    """`mean ± sample standard deviation`; one value stands alone."""
+    """`mean ± sample standard deviation`; one value stands alone. Small means keep three digits."""
     if not values:
         return "–"
-    mean = f"{float(np.mean(values)):,.{decimals}f}"
-    return mean if len(values) == 1 else f"{mean} ± {float(np.std(values, ddof=1)):,.{decimals}f}"
+    mean = float(np.mean(values))
+    form = f",.{decimals}f" if not mean or abs(mean) >= 10.0 ** (1 - decimals) else ".3g"
+    return f"{mean:{form}}" if len(values) == 1 else f"{mean:{form}} ± {float(np.std(values, ddof=1)):{form}}"
 
 
-def _views(runs: Sequence[Path]) -> list[RunView]:
+def views(runs: Sequence[Path]) -> list[RunView]:
+    """The runs in the folders `runs`, each once. Raises BadInput when there is none."""
     if not runs:
         raise BadInput("a report needs at least one run; `raygrad list runs` shows what there is")
     return [view(run) for run in dict.fromkeys(Path(r).resolve() for r in runs)]
@@ -475,16 +518,24 @@ def _views(runs: Sequence[Path]) -> list[RunView]:
 # --- partitions
 
 
-def partition_table(label_counts: np.ndarray | None, examples: np.ndarray) -> list[tuple[str, str]]:
-    """What a partition made, as (label, value). `label_counts` [N, C] or None (no classes), `examples` [N]."""
+def partition_table(
+    label_counts: np.ndarray | None, examples: np.ndarray, validation_examples: np.ndarray | None = None
+) -> list[tuple[str, str]]:
+    """What a partition made, as (label, value).
+
+    `label_counts` [N, C] (None without classes) and `examples` [N] are of what the clients train on;
+    `validation_examples` [N], where given, are counted in a row of their own.
+    """
     n = len(examples)
-    rows = [("clients", f"{n:,}"), ("examples", f"{int(examples.sum()):,}")]
+    rows = [("clients", f"{n:,}"), ("training examples", f"{int(examples.sum()):,}")]
+    if validation_examples is not None:
+        rows.append(("validation examples", f"{int(validation_examples.sum()):,}"))
     if not n:
         return rows
-    rows.append(("examples per client", _three(examples)))
+    rows.append(("training examples per client", _three(examples)))
     if (examples == 0).any():
-        rows.append(("clients without examples", f"{int((examples == 0).sum()):,}"))
-    rows.append(("largest client's share", f"{examples.max() / max(1, examples.sum()):.2%} of all examples"))
+        rows.append(("clients without training examples", f"{int((examples == 0).sum()):,}"))
+    rows.append(("largest client's share", f"{examples.max() / max(1, examples.sum()):.2%} of all training examples"))
     if label_counts is None or label_counts.shape[1] == 0:
         return rows
     holding = label_counts[label_counts.sum(1) > 0]
@@ -494,7 +545,9 @@ def partition_table(label_counts: np.ndarray | None, examples: np.ndarray) -> li
     rows.append(("labels per client", f"{_three((label_counts > 0).sum(1))}, of {classes:,}"))
     if len(holding):
         rows.append(("effective labels per client", f"{np.exp(entropy).mean():.2f} on average (exp of the entropy)"))
-        rows.append(("largest label's share", f"{shares.max(1).mean():.1%} of a client's examples, on average"))
+        rows.append(
+            ("largest label's share", f"{shares.max(1).mean():.1%} of a client's training examples, on average")
+        )
     return rows
 
 
@@ -505,396 +558,44 @@ def partition_picture(
     pictures.save(pictures.partition(label_counts, examples, class_names), out)
 
 
-def _partition(v: RunView) -> tuple[np.ndarray | None, np.ndarray]:
-    """A run's label counts [N, C] (None without classes) and examples [N], validation parts included, by client."""
-    table = tables.read(v.path, "partition")
-    order = np.argsort(table["client"].to_numpy(zero_copy_only=False), kind="stable")
-    examples = (table["examples"].to_numpy(zero_copy_only=False) + table["validation_examples"].to_numpy())[order]
+def partition_of(v: RunView) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """A run's partition by client: label counts [N, C] (None without classes) and examples [N] of what the clients
+    train on, and validation examples [N].
+    """
+    table = tables.read(v.path, "partition").sort_by("client")
+    examples, validation = (table[c].to_numpy() for c in ("examples", "validation_examples"))
     lists = table["label_counts"].combine_chunks()
     if not len(examples) or lists.null_count:
-        return None, examples
+        return None, examples, validation
     lengths = np.unique(lists.value_lengths().to_numpy())
     if len(lengths) != 1:
         where = tables.folder(v.path, "partition")
         raise BadInput(f"{where} is damaged: clients have {lengths} label counts, expected equally many each")
-    return lists.flatten().to_numpy().reshape(len(examples), lengths[0])[order], examples
+    return lists.flatten().to_numpy().reshape(len(examples), lengths[0]), examples, validation
 
 
 def _three(values: np.ndarray) -> str:
     return f"min {int(values.min()):,}, median {float(np.median(values)):,.4g}, max {int(values.max()):,}"
 
 
-# --- the page
-
-
-def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -> Path:
-    """Write one self-contained HTML file about `runs` and return its path.
-
-    One run: its settings, its table and its pictures. Several: groups by what differs, mean and spread over seeds, and
-    the cost of reaching the `target` accuracy (by default `common_target`). `out` is the file, or a folder for
-    report.html. The same folders give the same bytes. Raises BadInput.
-    """
-    views = _views(runs)
-    page = _one(views[0]) if len(views) == 1 else _several(views, target)
-    path = out / "report.html" if out.is_dir() else out
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic(path, page.encode())
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
-
-
-def _one(v: RunView) -> str:
-    alone = [Group(v.name, {}, (v,))]
-    repeat = f"raygrad run experiment.json\nraygrad resume {v.title}\nraygrad digest {v.title}"
-    parts = [
-        f"<h1>{escape(v.name)}</h1>",
-        f'<p class="sub">run {escape(v.title)} · experiment {escape(v.hash[:12])}</p>',
-        _table([], _summary(v), "What the run did"),
-        *_learning(alone, None),
-        *_alignment(alone),
-        *_participation(v),
-        *_partitioned(v),
-        "<h2>Settings</h2>",
-        _settings("Experiment", v.settings, opened=True),
-        _settings("Machines", v.where),
-        _settings("Numerics", v.numerics),
-        "<h2>How to repeat it</h2>",
-        "<p>The first line, in the run's folder, trains the same model again. The second continues the run where it "
-        "stopped (with <code>--rounds</code>, up to a larger total). The third prints one line, which is the same for "
-        f"runs with the same result.</p><pre>{escape(repeat)}</pre>",
-        _CITED,
-    ]
-    return _page(v.title, parts)
-
-
-def _several(views: Sequence[RunView], target: float | None) -> str:
-    groups = group(views)
-    goal, origin = _target(groups, target)
-    header, rows = _comparison(groups, goal)
-    owner = {id(v): g.label for g in groups for v in g.runs}
-    runs = [
-        [
-            v.title,
-            owner.get(id(v), "not counted: repeats a seed"),
-            _leaf(v.settings.get("seed")),
-            f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,}",
-            _place(v),
-            v.hash[:12],
-        ]
-        for v in views
-    ]
-    differing = {k for g in groups for k in g.fields} | {"seed"}
-    shared = {k: x for k, x in views[0].settings.items() if k not in differing}
-    title = f"{len(views)} runs, {len(groups)} {'group' if len(groups) == 1 else 'groups'}"
-    parts = [
-        f"<h1>{title}</h1>",
-        f'<p class="sub">{escape(", ".join(sorted({v.name for v in views})))}</p>',
-        _table(header, rows, "Cost and accuracy"),
-        f'<p class="note">{escape(_protocol(groups, goal, origin))}</p>',
-        *_learning(groups, goal),
-        *_alignment(groups),
-        "<h2>Groups</h2>",
-        _fields(groups),
-        _table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
-        _settings("What all runs share", shared),
-        "<h2>How to repeat it</h2>",
-        "<p>In the folder of a run:</p><pre>raygrad run experiment.json</pre>",
-        _CITED,
-    ]
-    return _page(title, parts)
-
-
-def _place(v: RunView) -> str:
-    """On what a run ran."""
-    on, hosts = _leaf(v.where.get("on")), v.where.get("hosts")
-    return f"{on}, {_leaf(hosts)} hosts" if on == "ray" and hosts is not None else on
-
-
-def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
-    """How the numbers of a comparison were made."""
-    views = [v for g in groups for v in g.runs]
-    said = [f"Target accuracy {goal:g}: {origin}." if goal is not None else "No run has an accuracy."]
-    if any(not v.paper for v in views):
-        said.append(
-            "Validation accuracy is measured on parts of the clients' shards; the test set is used once, at the end."
-        )
-    if any(v.paper for v in views):
-        said.append(f"Test accuracy ({PAPER_PROTOCOL}).")
-    said.append("Mean ± sample standard deviation over seeds. MB: both directions together.")
-    if len({_place(v) for v in views}) > 1:
-        said.append("The runs did not all use the same machines: compare their seconds with care.")
-    return " ".join(said)
-
-
-# --- the pictures on the page
-
-Axis = Literal["communications", "seconds", "virtual_s"]
-Measure = Literal["accuracy", "loss", "train_loss"]
-
-
-def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
-    """Accuracy and loss over communications and seconds; of a single run the training loss, too."""
-    views = [v for g in groups for v in g.runs]
-    if not any(len(v.round) for v in views):
-        return ["<p>No round is finished yet.</p>"]
-    series, judged = _series(groups), _judged(groups)
-    axes: dict[Axis, str] = {"communications": "communications"}
-    if any(np.isfinite(v.seconds).any() for v in views):
-        axes["seconds"] = "wall seconds"
-    if any(v.virtual_s.any() for v in views):
-        axes["virtual_s"] = "virtual seconds"
-
-    def panels(title: str, curves: Sequence[tuple[Group, Measure, str, int | None]], line: float | None, log: bool):
-        drawn = [(_mean_over_seeds(g, what, list(axes)), label, colour) for g, what, label, colour in curves]
-        return [
-            pictures.Panel(
-                title, text, [pictures.Curve(label, *curve[axis], colour) for curve, label, colour in drawn], line, log
-            )
-            for axis, text in axes.items()
-        ]
-
-    alone = len(views) == 1
-    labels = [judged if alone else g.label for g in groups]
-    named = list(zip(groups, labels, series, strict=True))
-    losses: list[tuple[Group, Measure, str, int | None]] = [(g, "loss", label, s) for g, label, s in named]
-    if alone:
-        losses.insert(0, (groups[0], "train_loss", "training", 1))
-    grid = [panels("loss" if alone else f"{judged} loss", losses, None, True)]
-    if any(np.isfinite(v.accuracy).any() for v in views):
-        title = f"{judged} accuracy" + (" (paper's protocol)" if judged == "test" else "")
-        grid.insert(0, panels(title, [(g, "accuracy", label, s) for g, label, s in named], target, False))
-    caption = _told(views[0]) if alone else f"Accuracy and loss of {len(groups)} groups. {_legend(groups, series)}"
-    if target is not None:
-        caption += f" The dotted line is the target, {target:g}."
-    return ["<h2>Learning</h2>", _figure(pictures.lines(grid), "learning", "Learning", caption)]
-
-
-def _told(v: RunView) -> str:
-    """The learning curves of one run in words."""
-    said = ["Training loss: mean over the clients that took part in a round."]
-    at = np.flatnonzero(np.isfinite(v.accuracy))
-    if len(at):
-        what = f"Test accuracy ({PAPER_PROTOCOL})" if v.paper else "Validation accuracy"
-        best = at[np.argmax(v.accuracy[at])]
-        said.insert(
-            0,
-            f"{what}: from {v.accuracy[at[0]]:.4f} to {v.accuracy[at[-1]]:.4f} in {v.communications[at[-1]]:,} "
-            f"communications; the best is {v.accuracy[best]:.4f}, in round {v.round[best]:,}.",
-        )
-    return " ".join(said)
-
-
-def _alignment(groups: Sequence[Group]) -> list[str]:
-    """r(x), gradient diversity and cosines over communications."""
-    views = [v for g in groups for v in g.runs]
-    probed = [v for v in views if len(v.probes.round)]
-    if not probed:
-        return []
-    series = _series(groups)
-    counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
-    clients = " or ".join(f"{n:,}" for n in counts)
-    panels = []
-    for i, (name, _) in enumerate(probed[0].probes.named):
-        title = f"{name} (n = {clients})" if "n·Δ" in name else name
-        curves = [pictures.Curve(g.label, *_mean_probe(g, i), s) for g, s in zip(groups, series, strict=True)]
-        panels.append(pictures.Panel(title, "communications", curves, log="cosine" not in name))
-    caption = (
-        f"How well the gradients g_i of n = {clients} fixed clients agree, where g is their mean: "
-        "r(x) = 1/(2n) Σ |g_i − g|²; gradient diversity n·Δ = 1/n Σ |g_i|² / |g|², which is 1 where all gradients are "
-        "equal; the mean cosine between g_i and g. "
-    )
-    if len(views) == 1:
-        changes = [f"{name} from {_number(y[0])} to {_number(y[-1])}" for name, y in views[0].probes.named]
-        caption += f"Here: {', '.join(changes)}."
-    else:
-        caption += _legend(groups, series)
-    return [
-        "<h2>Gradient alignment</h2>",
-        _figure(pictures.lines([panels]), "alignment", "Gradient alignment", caption),
-    ]
-
-
-def _participation(v: RunView) -> list[str]:
-    table = _columns(v.path, "clients", ["round", "client"])
-    if not len(table["client"]):
-        return []
-    clients, rounds = table["client"].astype(np.int64), table["round"].astype(np.int64)
-    known = [n for n in (v.data.get("clients"), v.settings.get("partition.clients")) if isinstance(n, int)]
-    population = max([*known[:1], int(clients.max()) + 1])
-    figure = pictures.participation(clients, rounds, population, int(max(v.round.max(initial=1), rounds.max())))
-    often = np.bincount(clients, minlength=population)
-    caption = (
-        f"{int((often > 0).sum()):,} of {population:,} clients took part; a client took part in {often.min():,} to "
-        f"{often.max():,} rounds, {often.mean():,.4g} on average. Blank: did not take part."
-    )
-    return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption)]
-
-
-def _partitioned(v: RunView) -> list[str]:
-    counts, examples = _partition(v)
-    if not len(examples):
-        return []
-    rows = partition_table(counts, examples)
-    caption = "What each client holds, validation parts included." + (
-        " Blank: none of the class." if counts is not None else ""
-    )
-    told = "; ".join(f"{label}: {value}" for label, value in rows)
-    drawing = _figure(
-        pictures.partition(counts, examples, v.class_names), "partition", "Clients and classes", caption, told
-    )
-    return ["<h2>Partition</h2>", drawing, _table([], rows, "The partition")]
-
-
-def _series(groups: Sequence[Group]) -> list[int | None]:
-    """Which look each group's curves have: the groups with the best accuracy have colours, the others are grey."""
-    best = [max((float(np.nanmax(v.accuracy, initial=-1)) for v in g.runs), default=-1.0) for g in groups]
-    leading = sorted(sorted(range(len(groups)), key=lambda i: -best[i])[:_SHOWN_GROUPS])
-    return [leading.index(i) if i in leading else None for i in range(len(groups))]
-
-
-def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
-    """What lines, bands and grey mean."""
-    said = []
-    if any(len(g.runs) > 1 for g in groups):
-        said.append("Lines: means over seeds at equal communications; bands: from the least to the largest.")
-    if None in series:
-        said.append(f"Grey: the {series.count(None)} groups with lower accuracy.")
-    return " ".join(said)
-
-
-Line = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
-"""x, mean, least and largest (None for a single seed), each [p]."""
-
-
-def _mean_over_seeds(g: Group, measure: Measure, axes: Sequence[Axis]) -> dict[Axis, Line]:
-    """The group's curve where all its seeds were measured, over each axis; seconds are means, too."""
-    at = [np.flatnonzero(np.isfinite(getattr(v, measure))) for v in g.runs]
-    common = _common([v.communications[i] for v, i in zip(g.runs, at, strict=True)])
-    at = [i[c] for i, c in zip(at, common, strict=True)]
-    rows = np.stack([getattr(v, measure)[i] for v, i in zip(g.runs, at, strict=True)])
-    xs: dict[Axis, np.ndarray] = {
-        a: np.stack([getattr(v, a)[i] for v, i in zip(g.runs, at, strict=True)]).mean(0) for a in axes
-    }
-    return {a: _line(x, rows) for a, x in xs.items()}
-
-
-def _mean_probe(g: Group, measure: int) -> Line:
-    """The group's curve of one alignment measure over communications."""
-    xs = [_communications_at(v, v.probes.round) for v in g.runs]
-    common = _common(xs)
-    rows = np.stack([v.probes.named[measure][1][i] for v, i in zip(g.runs, common, strict=True)])
-    return _line(xs[0][common[0]], rows)
-
-
-def _communications_at(v: RunView, rounds: np.ndarray) -> np.ndarray:
-    """The communications charged by the end of each of `rounds` (0 before the first round)."""
-    return np.concatenate([[0], v.communications])[np.searchsorted(v.round, rounds, "right")]
-
-
-def _common(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each of the ascending `xs`, where it has the values that all of them have."""
-    shared = reduce(np.intersect1d, xs)
-    return [np.searchsorted(x, shared) for x in xs]
-
-
-def _line(x: np.ndarray, rows: np.ndarray) -> Line:
-    x = x.astype(np.float64)
-    return (x, rows.mean(0), None, None) if len(rows) == 1 else (x, rows.mean(0), rows.min(0), rows.max(0))
-
-
-# --- HTML
-
-
-def _figure(figure: "Figure", name: str, title: str, caption: str, told: str = "") -> str:
-    """A picture with its caption; `told` is further alternative text."""
-    drawing = pictures.inline(figure, name, f"{title}. {caption} {told}".strip())
-    return f'<figure id="{name}">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names the rows. With a header its cells do not wrap."""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if header else ""
-    opening = '<div class="wide"><table class="grid">' if header else '<div class="wide"><table>'
-    return f"{opening}<caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table></div>"
-
-
-def _settings(title: str, settings: Settings, opened: bool = False) -> str:
-    if not settings:
-        return ""
-    table = _table([], [(key, _leaf(value)) for key, value in settings.items()], title)
-    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{table}</details>"
-
-
-def _fields(groups: Sequence[Group]) -> str:
-    """What sets the groups apart, in full."""
-    keys = list(dict.fromkeys(k for g in groups for k in g.fields))
-    if not keys:
-        return "<p>The runs differ in their seed only.</p>"
-    rows = [[g.label, *(_leaf(g.fields[k]) if k in g.fields else "" for k in keys)] for g in groups]
-    return _table(["group", *keys], rows, "What sets the groups apart")
-
-
-def _page(title: str, parts: Sequence[str]) -> str:
-    def rule(variables: Mapping[str, str]) -> str:
-        return "".join(f"{name}:{colour};" for name, colour in variables.items())
-
-    style = (
-        f":root{{color-scheme:light dark;{rule(pictures.LIGHT)}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{rule(pictures.DARK)}}}}}" + _STYLE
-    )
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · raygrad</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
-    )
-
-
-_CITED = f"<h2>Citation</h2><p>{escape(CITATION)}</p><pre>{escape(BIBTEX)}</pre>"
-
-_STYLE = """
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
-h1{margin:0;font-size:1.75rem;line-height:1.2}
-h2{margin:2.5rem 0 .75rem;font-size:1.2rem}
-.sub,.note,figcaption{color:var(--muted)}
-.sub{margin:.25rem 0 1.5rem}
-.note,figcaption{font-size:.875rem;margin:.5rem 0 0}
-figure{margin:0;break-inside:avoid}
-svg{display:block;width:100%;height:auto}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:0 0 .5rem}
-caption{text-align:left;font-weight:600;padding:.25rem 0}
-th,td{text-align:left;vertical-align:top;padding:.3rem 1.25rem .3rem 0;border-bottom:1px solid var(--grid)}
-th[scope=row]{font-weight:400;color:var(--muted)}
-thead th{font-weight:600;vertical-align:bottom}
-.grid :is(th,td){padding-right:.9rem}
-.grid tbody :is(th,td){white-space:nowrap}
-pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--grid);border-radius:4px;font-size:.875rem}
-details{margin:.5rem 0}
-summary{cursor:pointer}
-details caption{display:none}
-"""
-
 # --- numbers as text
 
 
-def _leaf(value: Leaf) -> str:
-    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def leaf(value: Leaf) -> str:
+    """A setting as text."""
+    if value is None or value == "":
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _number(value: object, form: str = ".4g") -> str:
-    if not isinstance(value, int | float | np.number):
-        return str(value)
-    return f"{float(value):{form}}" if isfinite(value) else "∞" if float(value) > 0 else "not finite"
+def number(value: float) -> str:
+    """A number with about four digits."""
+    return f"{value:.4g}" if isfinite(value) else "∞" if value > 0 else "not finite"
+
+
+def score(value: float) -> str:
+    """A loss or metric with four decimals; a very small or large one with four digits."""
+    return f"{value:.4f}" if not value or 1e-3 <= abs(value) < 1e6 else number(value)
 
 
 def _bytes(count: int | np.integer) -> str:

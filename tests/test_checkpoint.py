@@ -67,6 +67,12 @@ def bits(values: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bytes]
     return found
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that the kernel has, so these thousands of saves need not reach the device."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
@@ -601,7 +607,9 @@ def test_a_process_may_die_at_any_moment(
             break
         at += 1
     assert {"write", "fsync", "replace", "unlink"} <= steps
-    assert at > 12
+    renames = [i for i, what in enumerate(fate.seen) if what == "replace"]
+    assert len(renames) == 3, "state.safetensors, states.arrow, meta.json"
+    assert all(fate.seen[i - 1] == fate.seen[i + 1] == "fsync" for i in renames), "the file before, its folder after"
 
 
 def _quietly(run: Path) -> checkpoint.Checkpoint | None:

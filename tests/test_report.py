@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from raygrad import page as pages
 from raygrad import pictures, report
 from raygrad.errors import BadInput
 from raygrad.rng import Purpose, rng
@@ -191,7 +192,7 @@ class Page(HTMLParser):
 def page(runs: list[Path], out: Path, target: float | None = None) -> Page:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        return Page(report.write_report(runs, out, target).read_text())
+        return Page(pages.write_report(runs, out, target).read_text())
 
 
 # --- one run
@@ -269,7 +270,7 @@ def test_bad_run_folders(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(BadInput, match=r"no run folder: it has no experiment\.json"):
         report.view(tmp_path / "nothing")
     with pytest.raises(BadInput, match="at least one run"):
-        report.write_report([], tmp_path / "out.html")
+        pages.write_report([], tmp_path / "out.html")
     part = next(folder(whole, "rounds").glob("*.parquet"))
     kept = part.read_bytes()
     part.write_bytes(kept[: len(kept) // 2])
@@ -291,7 +292,7 @@ def test_clients_with_unequal_label_counts_are_bad_input(tmp_path: Path) -> None
     run = make(tmp_path / "digits" / "a", [0.5])
     split(run, [[1, 2], [3]], [3, 3])
     with pytest.raises(BadInput, match="label counts"):
-        report.write_report([run], tmp_path / "out.html")
+        pages.write_report([run], tmp_path / "out.html")
 
 
 def test_the_page_of_one_run(whole: Path, tmp_path: Path) -> None:
@@ -317,7 +318,7 @@ def test_the_page_of_one_run(whole: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_outside(whole: Path, tmp_path: Path) -> None:
-    out = report.write_report([whole], tmp_path / "out.html")
+    out = pages.write_report([whole], tmp_path / "out.html")
     text = out.read_text()
     shown = Page(text)
     assert "script" not in shown.tags and "link" not in shown.tags and "metadata" not in shown.tags
@@ -330,14 +331,14 @@ def test_the_page_needs_nothing_from_outside(whole: Path, tmp_path: Path) -> Non
 def test_the_same_run_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     import matplotlib
 
-    first = report.write_report([whole], tmp_path / "a.html").read_bytes()
+    first = pages.write_report([whole], tmp_path / "a.html").read_bytes()
     with matplotlib.rc_context({"lines.linewidth": 9, "svg.hashsalt": "other", "axes.facecolor": "red"}):
-        assert report.write_report([whole], tmp_path / "b.html").read_bytes() == first
+        assert pages.write_report([whole], tmp_path / "b.html").read_bytes() == first
         assert matplotlib.rcParams["lines.linewidth"] == 9  # the caller's settings stay
 
 
 def test_a_folder_takes_report_html(whole: Path) -> None:
-    assert report.write_report([whole], whole) == whole / "report.html"
+    assert pages.write_report([whole], whole) == whole / "report.html"
     assert dict(report.summary(whole))["rounds"] == "6"  # a report changes nothing that a report reads
 
 
@@ -441,7 +442,7 @@ def test_means_are_taken_at_equal_communications(tmp_path: Path) -> None:
     a = report.view(make(tmp_path / "d" / "a", [None, 0.2, None, 0.4, None, 0.9]))
     b = report.view(make(tmp_path / "d" / "b", [None, 0.4, None, 0.8], seed=1, planned=6, second=3.0))
     (both,) = report.group([a, b])
-    curves = report._mean_over_seeds(both, "accuracy", ["communications", "seconds"])
+    curves = pages._mean_over_seeds(both, "accuracy", ["communications", "seconds"])
     x, mean, low, high = curves["communications"]
     assert x.tolist() == [4, 8]  # the unfinished seed ends the curve
     assert mean == pytest.approx([0.3, 0.6])
@@ -453,7 +454,7 @@ def test_means_are_taken_at_equal_communications(tmp_path: Path) -> None:
 def test_many_groups_grey_out_the_weakest(tmp_path: Path) -> None:
     runs = [make(tmp_path / "d" / f"{i}", [i / 20], kind="fedga", lr=0.1, beta=i / 10) for i in range(12)]
     groups = report.group([report.view(r) for r in runs])
-    assert report._series(groups) == [None, None, *range(10)]
+    assert pages._series(groups) == [None, None, *range(10)]
     assert "Grey: the 2 groups with lower accuracy." in page(runs, tmp_path / "o.html").text
 
 

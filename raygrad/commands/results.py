@@ -38,6 +38,7 @@ def report(
       raygrad report runs/digits/* --target 0.95   all runs of a name
     """
     from raygrad import report as reports
+    from raygrad.page import write_report
     from raygrad.runs import find_run
 
     folders = [find_run(r, run_root) for r in runs]
@@ -48,7 +49,7 @@ def report(
         output.pairs(reports.summary(folders[0]))
     else:
         output.table(*reports.comparison(folders, target))
-    page = reports.write_report(folders, out or (folders[0] if len(folders) == 1 else Path()) / "report.html", target)
+    page = write_report(folders, out or (folders[0] if len(folders) == 1 else Path()) / "report.html", target)
     output.line(f"\nreport  {output.shown(page)}")
 
 

@@ -13,14 +13,6 @@ import typer
 from raygrad.commands import options, output
 from raygrad.errors import BadInput
 
-PAPER = """@inproceedings{dandi2022implicit,
-  title     = {Implicit Gradient Alignment in Distributed and Federated Learning},
-  author    = {Dandi, Yatin and Barba, Luis and Jaggi, Martin},
-  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
-  year      = {2022},
-  pages     = {6454--6462},
-  note      = {arXiv:2106.13897}
-}"""
 SOFTWARE = """@software{{raygrad,
   title   = {{raygrad}},
   note    = {{Distributed and federated learning on Ray, built around gradient alignment}},
@@ -142,8 +134,8 @@ def partition(
 ) -> None:
     """Who holds what: prepare a recipe's data and describe its clients, without training.
 
-    The counts are of the examples that clients train on; what is set apart for
-    validation is not among them.
+    Labels are counted among the examples that clients train on; what is set apart
+    for validation is not among them.
 
     \b
     Examples
@@ -159,7 +151,7 @@ def partition(
     chosen = experiments.choose(recipe, settings or (), {"seed": seed})
     where = experiments.place({"on": "local", "data_root": data_root, "shard_root": shard_root})
     shards = prepare_data(chosen.experiment, where, shards_of(where, run_root.resolve() / "name" / "id"))
-    output.pairs(report.partition_table(shards.label_counts, shards.examples))
+    output.pairs(report.partition_table(shards.label_counts, shards.examples, shards.validation_examples))
     if out is not None:
         report.partition_picture(shards.label_counts, shards.examples, shards.class_names, out)
         output.line(f"\npicture  {output.shown(out)}")
@@ -172,6 +164,8 @@ def cite() -> None:
     Example
       raygrad cite >> references.bib
     """
-    output.line(PAPER)
+    from raygrad.page import BIBTEX
+
+    output.line(BIBTEX)
     output.line("")
     output.line(SOFTWARE.format(version=metadata.version("raygrad")))

@@ -228,15 +228,16 @@ def _after_divergence(run: "LoadedRun", name: str) -> str:
 
 def _finish(run: "LoadedRun", run_root: Path, quiet: bool, report: bool) -> None:
     """The table, the report and what can be done next."""
-    from raygrad import report as reports
+    from raygrad.page import write_report
+    from raygrad.report import summary
 
-    page = reports.write_report([run.folder], run.folder / "report.html") if report else None
+    page = write_report([run.folder], run.folder / "report.html") if report else None
     if quiet:
         output.line(output.shown(run.folder))
         return
     name = output.run_name(run.folder, run_root)
     output.line("")
-    output.pairs(reports.summary(run.folder))
+    output.pairs(summary(run.folder))
     output.line("")
     rounds = run.experiment.rounds
     then = [("report", output.shown(page))] if page is not None else []

@@ -1,7 +1,7 @@
 """What holds for data sets of every kind: settings, downloads; and scikit-learn's digits."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ REQUIRED = {
 @pytest.mark.parametrize("kind", DATASETS)
 def test_settings_survive_json(kind: str) -> None:
     dataset = DATASETS[kind](**REQUIRED.get(kind, {}))
+    assert is_dataclass(dataset)
     again = type(dataset)(
         **{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(json.dumps(asdict(dataset))).items()}
     )

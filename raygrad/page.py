@@ -1,0 +1,404 @@
+"""The HTML page about one run or several: tables, pictures and how to repeat it, in one self-contained file."""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from raygrad import pictures, report, storage, tables
+from raygrad.errors import BadInput
+from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, Settings, leaf, number, score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CITATION = (
+    "Yatin Dandi, Luis Barba, Martin Jaggi: Implicit Gradient Alignment in Distributed and Federated Learning, "
+    "AAAI 2022, arXiv 2106.13897."
+)
+BIBTEX = """@inproceedings{dandi2022implicit,
+  title     = {Implicit Gradient Alignment in Distributed and Federated Learning},
+  author    = {Dandi, Yatin and Barba, Luis and Jaggi, Martin},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2022},
+  pages     = {6454--6462},
+  note      = {arXiv:2106.13897}
+}"""
+
+_SHOWN_GROUPS = 10
+
+
+def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -> Path:
+    """Write one self-contained HTML file about `runs` and return its path.
+
+    One run: its settings, its table and its pictures. Several: groups by what differs, mean and spread over seeds, and
+    the cost of reaching the `target` accuracy (by default `report.common_target`). `out` is the file, or a folder for
+    report.html. The same folders give the same bytes. Raises BadInput.
+    """
+    views = report.views(runs)
+    page = _one(views[0]) if len(views) == 1 else _several(views, target)
+    path = out / "report.html" if out.is_dir() else out
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_atomic(path, page.encode())
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def _one(v: RunView) -> str:
+    alone = [Group(v.name, {}, (v,))]
+    repeat = f"raygrad run experiment.json\nraygrad resume {v.title}\nraygrad digest {v.title}"
+    parts = [
+        f"<h1>{escape(v.name)}</h1>",
+        f'<p class="sub">run {escape(v.title)} · experiment {escape(v.hash[:12])}</p>',
+        _table([], report.summary_of(v), "What the run did"),
+        *_learning(alone, None),
+        *_alignment(alone),
+        *_participation(v),
+        *_partitioned(v),
+        "<h2>Settings</h2>",
+        _settings("Experiment", v.settings, opened=True),
+        _settings("Machines", v.where),
+        _settings("Numerics", v.numerics),
+        "<h2>How to repeat it</h2>",
+        "<p>The first line, in the run's folder, trains the same model again. The second continues the run where it "
+        "stopped (with <code>--rounds</code>, up to a larger total). The third prints one line, which is the same for "
+        f"runs with the same result.</p><pre>{escape(repeat)}</pre>",
+        _CITED,
+    ]
+    return _page(v.title, parts)
+
+
+def _several(views: Sequence[RunView], target: float | None) -> str:
+    groups = report.group(views)
+    goal, origin = report.chosen_target(groups, target)
+    header, rows = report.comparison_of(groups, goal)
+    owner = {id(v): g.label for g in groups for v in g.runs}
+    runs = [
+        [
+            v.title,
+            owner.get(id(v), "not counted: repeats a seed"),
+            leaf(v.settings.get("seed")),
+            f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,}",
+            _place(v),
+            v.hash[:12],
+        ]
+        for v in views
+    ]
+    differing = {k for g in groups for k in g.fields} | {"seed"}
+    shared = {k: x for k, x in views[0].settings.items() if k not in differing}
+    title = f"{len(views)} runs, {len(groups)} {'group' if len(groups) == 1 else 'groups'}"
+    parts = [
+        f"<h1>{title}</h1>",
+        f'<p class="sub">{escape(", ".join(sorted({v.name for v in views})))}</p>',
+        _table(header, rows, f"Cost and {report.judging(groups)}"),
+        f'<p class="note">{escape(_protocol(groups, goal, origin))}</p>',
+        *_learning(groups, goal),
+        *_alignment(groups),
+        "<h2>Groups</h2>",
+        _fields(groups),
+        _table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
+        _settings("What all runs share", shared),
+        "<h2>How to repeat it</h2>",
+        "<p>In the folder of a run:</p><pre>raygrad run experiment.json</pre>",
+        _CITED,
+    ]
+    return _page(title, parts)
+
+
+def _place(v: RunView) -> str:
+    """On what a run ran."""
+    on, hosts = leaf(v.where.get("on")), v.where.get("hosts")
+    return f"{on}, {leaf(hosts)} hosts" if on == "ray" and hosts is not None else on
+
+
+def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
+    """How the numbers of a comparison were made."""
+    views = [v for g in groups for v in g.runs]
+    measure = report.judging(groups)
+    said = [
+        f"Target accuracy {goal:g}: {origin}." if goal is not None else "No run has an accuracy to set a target by."
+    ]
+    if any(not v.paper for v in views):
+        said.append(
+            f"Validation {measure} is measured on parts of the clients' shards; the test set is used once, at the end."
+        )
+    if any(v.paper for v in views):
+        said.append(f"Test {measure} ({PAPER_PROTOCOL}).")
+    said.append("Mean ± sample standard deviation over seeds.")
+    if goal is not None:
+        said.append("MB: both directions together.")
+    if len({_place(v) for v in views}) > 1:
+        said.append("The runs did not all use the same machines: compare their seconds with care.")
+    return " ".join(said)
+
+
+# --- the pictures on the page
+
+Axis = Literal["communications", "seconds", "virtual_s"]
+Curved = Measure | Literal["train_loss"]
+
+
+def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
+    """Accuracy and loss over communications and seconds; of a single run the training loss, too."""
+    views = [v for g in groups for v in g.runs]
+    if not any(len(v.round) for v in views):
+        return ["<p>No round is finished yet.</p>"]
+    series, judged = _series(groups), report.judged(groups)
+    axes: dict[Axis, str] = {"communications": "communications"}
+    if any(np.isfinite(v.seconds).any() for v in views):
+        axes["seconds"] = "wall seconds"
+    if any(v.virtual_s.any() for v in views):
+        axes["virtual_s"] = "virtual seconds"
+
+    def panels(title: str, curves: Sequence[tuple[Group, Curved, str, int | None]], line: float | None, log: bool):
+        drawn = [(_mean_over_seeds(g, what, list(axes)), label, colour) for g, what, label, colour in curves]
+        return [
+            pictures.Panel(
+                title, text, [pictures.Curve(label, *curve[axis], colour) for curve, label, colour in drawn], line, log
+            )
+            for axis, text in axes.items()
+        ]
+
+    alone = len(views) == 1
+    labels = [judged if alone else g.label for g in groups]
+    named = list(zip(groups, labels, series, strict=True))
+    losses: list[tuple[Group, Curved, str, int | None]] = [(g, "loss", label, s) for g, label, s in named]
+    if alone:
+        losses.append((groups[0], "train_loss", "training", 1))
+    title = f"{judged} accuracy" + (" (paper's protocol)" if judged == "test" else "")
+    rows = [
+        panels(title, [(g, "accuracy", label, s) for g, label, s in named], target, False),
+        panels("loss" if alone else f"{judged} loss", losses, None, True),
+    ]
+    grid = [row for row in rows if any(len(curve.y) for panel in row for curve in panel.curves)]
+    if not grid:
+        return ["<h2>Learning</h2>", "<p>Nothing is measured yet.</p>"]
+    what = "Accuracy and loss" if len(grid) == 2 else "Loss"
+    caption = _told(views[0]) if alone else f"{what} of {len(groups)} groups. {_legend(groups, series)}"
+    if target is not None:
+        caption += f" The dotted line is the target, {target:g}."
+    return ["<h2>Learning</h2>", _figure(pictures.lines(grid), "learning", "Learning", caption)]
+
+
+def _told(v: RunView) -> str:
+    """The learning curves of one run in words."""
+    measure = report.judging([Group("", {}, (v,))])
+    values, best = getattr(v, measure), v.best(measure)
+    said = []
+    if best is not None:
+        at = np.flatnonzero(np.isfinite(values))
+        said.append(
+            f"{v.part.capitalize()} {measure}{f' ({PAPER_PROTOCOL})' if v.paper else ''}: from {score(values[at[0]])} "
+            f"to {score(values[at[-1]])} in {v.communications[at[-1]]:,} communications; the best is {score(best[1])}, "
+            f"in round {best[0]:,}."
+        )
+    said.append("Training loss: mean over the clients that took part in a round.")
+    return " ".join(said)
+
+
+def _alignment(groups: Sequence[Group]) -> list[str]:
+    """r(x), gradient diversity and cosines over communications."""
+    views = [v for g in groups for v in g.runs]
+    probed = [v for v in views if len(v.probes.round)]
+    if not probed:
+        return []
+    series = _series(groups)
+    counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
+    clients = " or ".join(f"{n:,}" for n in counts)
+    panels = []
+    for i, (name, _) in enumerate(probed[0].probes.named):
+        title = f"{name} (n = {clients})" if "n·Δ" in name else name
+        curves = [pictures.Curve(g.label, *_mean_probe(g, i), s) for g, s in zip(groups, series, strict=True)]
+        panels.append(pictures.Panel(title, "communications", curves, log="cosine" not in name))
+    caption = (
+        f"How well the gradients g_i of n = {clients} fixed clients agree, where g is their mean: "
+        "r(x) = 1/(2n) Σ |g_i − g|²; gradient diversity n·Δ = 1/n Σ |g_i|² / |g|², which is 1 where all gradients are "
+        "equal; the mean cosine between g_i and g. "
+    )
+    if len(views) == 1:
+        changes = [f"{name} from {number(y[0])} to {number(y[-1])}" for name, y in views[0].probes.named]
+        caption += f"Here: {', '.join(changes)}."
+    else:
+        caption += _legend(groups, series)
+    return [
+        "<h2>Gradient alignment</h2>",
+        _figure(pictures.lines([panels]), "alignment", "Gradient alignment", caption),
+    ]
+
+
+def _participation(v: RunView) -> list[str]:
+    table = tables.read(v.path, "clients", ["round", "client"])
+    if not table.num_rows:
+        return []
+    clients, rounds = table["client"].to_numpy(), table["round"].to_numpy().astype(np.int64)
+    known = v.data.get("clients", v.settings.get("partition.clients"))
+    population = max(known if isinstance(known, int) else 0, int(clients.max()) + 1)
+    figure = pictures.participation(clients, rounds, population, int(max(v.round.max(initial=1), rounds.max())))
+    often = np.bincount(clients, minlength=population)
+    caption = (
+        f"{int((often > 0).sum()):,} of {population:,} clients took part; a client took part in {often.min():,} to "
+        f"{often.max():,} rounds, {often.mean():,.4g} on average. Blank: did not take part."
+    )
+    return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption)]
+
+
+def _partitioned(v: RunView) -> list[str]:
+    counts, examples, validation = report.partition_of(v)
+    if not len(examples):
+        return []
+    rows = report.partition_table(counts, examples, validation)
+    caption = "What each client trains on" + (", its validation part aside." if validation.any() else ".")
+    if counts is not None:
+        caption += " Blank: none of the class."
+    told = "; ".join(f"{label}: {value}" for label, value in rows)
+    drawing = _figure(
+        pictures.partition(counts, examples, v.class_names), "partition", "Clients and classes", caption, told
+    )
+    return ["<h2>Partition</h2>", drawing, _table([], rows, "The partition")]
+
+
+def _series(groups: Sequence[Group]) -> list[int | None]:
+    """Which look each group's curves have: the best groups have colours, the others are grey."""
+    measure = report.judging(groups)
+    sign = 1 if measure == "loss" else -1
+    best = [min((sign * b[1] for v in g.runs if (b := v.best(measure)) is not None), default=np.inf) for g in groups]
+    leading = sorted(sorted(range(len(groups)), key=lambda i: best[i])[:_SHOWN_GROUPS])
+    return [leading.index(i) if i in leading else None for i in range(len(groups))]
+
+
+def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
+    """What lines, bands and grey mean."""
+    said = []
+    if any(len(g.runs) > 1 for g in groups):
+        said.append("Lines: means over seeds at equal communications; bands: from the least to the largest.")
+    if None in series:
+        worse = "lower accuracy" if report.judging(groups) == "accuracy" else "larger loss"
+        said.append(f"Grey: the {series.count(None)} groups with {worse}.")
+    return " ".join(said)
+
+
+Line = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
+"""x, mean, least and largest (None for a single seed), each [p]."""
+
+
+def _mean_over_seeds(g: Group, measure: Curved, axes: Sequence[Axis]) -> dict[Axis, Line]:
+    """The group's curve where all its seeds were measured, over each axis; seconds are means, too."""
+    at = [np.flatnonzero(np.isfinite(getattr(v, measure))) for v in g.runs]
+    common = _common([v.communications[i] for v, i in zip(g.runs, at, strict=True)])
+    at = [i[c] for i, c in zip(at, common, strict=True)]
+    rows = np.stack([getattr(v, measure)[i] for v, i in zip(g.runs, at, strict=True)])
+    xs: dict[Axis, np.ndarray] = {
+        a: np.stack([getattr(v, a)[i] for v, i in zip(g.runs, at, strict=True)]).mean(0) for a in axes
+    }
+    return {a: _line(x, rows) for a, x in xs.items()}
+
+
+def _mean_probe(g: Group, measure: int) -> Line:
+    """The group's curve of one alignment measure over communications."""
+    xs = [_communications_at(v, v.probes.round) for v in g.runs]
+    common = _common(xs)
+    rows = np.stack([v.probes.named[measure][1][i] for v, i in zip(g.runs, common, strict=True)])
+    return _line(xs[0][common[0]], rows)
+
+
+def _communications_at(v: RunView, rounds: np.ndarray) -> np.ndarray:
+    """The communications charged by the end of each of `rounds` (0 before the first round)."""
+    return np.concatenate([[0], v.communications])[np.searchsorted(v.round, rounds, "right")]
+
+
+def _common(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each of the ascending `xs`, where it has the values that all of them have."""
+    shared = reduce(np.intersect1d, xs)
+    return [np.searchsorted(x, shared) for x in xs]
+
+
+def _line(x: np.ndarray, rows: np.ndarray) -> Line:
+    x = x.astype(np.float64)
+    return (x, rows.mean(0), None, None) if len(rows) == 1 else (x, rows.mean(0), rows.min(0), rows.max(0))
+
+
+# --- HTML
+
+
+def _figure(figure: "Figure", name: str, title: str, caption: str, told: str = "") -> str:
+    """A picture with its caption; `told` is further alternative text."""
+    drawing = pictures.inline(figure, name, f"{title}. {caption} {told}".strip())
+    return f'<figure id="{name}">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table whose first column names the rows. With a header its cells do not wrap."""
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    head = f"<thead><tr>{head}</tr></thead>" if header else ""
+    opening = '<div class="wide"><table class="grid">' if header else '<div class="wide"><table>'
+    return f"{opening}<caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table></div>"
+
+
+def _settings(title: str, settings: Settings, opened: bool = False) -> str:
+    if not settings:
+        return ""
+    table = _table([], [(key, leaf(value)) for key, value in settings.items()], title)
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{table}</details>"
+
+
+def _fields(groups: Sequence[Group]) -> str:
+    """What sets the groups apart, in full."""
+    keys = list(dict.fromkeys(k for g in groups for k in g.fields))
+    if not keys:
+        return "<p>The runs differ in their seed only.</p>"
+    rows = [[g.label, *(leaf(g.fields[k]) if k in g.fields else "" for k in keys)] for g in groups]
+    return _table(["group", *keys], rows, "What sets the groups apart")
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    def rule(variables: Mapping[str, str]) -> str:
+        return "".join(f"{name}:{colour};" for name, colour in variables.items())
+
+    style = (
+        f":root{{color-scheme:light dark;{rule(pictures.LIGHT)}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{rule(pictures.DARK)}}}}}" + _STYLE
+    )
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · raygrad</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        "</body>\n</html>\n"
+    )
+
+
+_CITED = f"<h2>Citation</h2><p>{escape(CITATION)}</p><pre>{escape(BIBTEX)}</pre>"
+
+_STYLE = """
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+h1{margin:0;font-size:1.75rem;line-height:1.2}
+h2{margin:2.5rem 0 .75rem;font-size:1.2rem}
+.sub,.note,figcaption{color:var(--muted)}
+.sub{margin:.25rem 0 1.5rem}
+.note,figcaption{font-size:.875rem;margin:.5rem 0 0}
+figure{margin:0;break-inside:avoid;overflow-x:auto}
+svg{display:block;width:100%;min-width:36rem;height:auto}
+code{white-space:nowrap}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:0 0 .5rem}
+caption{text-align:left;font-weight:600;padding:.25rem 0}
+th,td{text-align:left;vertical-align:top;padding:.3rem 1.25rem .3rem 0;border-bottom:1px solid var(--grid)}
+th[scope=row]{font-weight:400;color:var(--muted)}
+thead th{font-weight:600;vertical-align:bottom}
+.grid :is(th,td){padding-right:.9rem}
+.grid tbody :is(th,td){white-space:nowrap}
+pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--grid);border-radius:4px;font-size:.875rem}
+details{margin:.5rem 0}
+summary{cursor:pointer}
+details caption{display:none}
+"""
