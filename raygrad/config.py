@@ -50,13 +50,20 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def dump(value: Any, registry: Registry | None = None) -> Any:
-    """`value` as JSON: dataclasses become objects, tuples lists."""
+    """`value` as JSON: dataclasses become objects, tuples lists, and a whole number in a float's field a float."""
     if is_dataclass(value) and not isinstance(value, type):
         kind = {} if registry is None else {"kind": kind_of(value, registry)}
-        return kind | {f.name: dump(getattr(value, f.name), f.metadata.get("registry")) for f in fields(value)}
+        hints = _hints(type(value))
+        plain = {f.name: dump(getattr(value, f.name), f.metadata.get("registry")) for f in fields(value)}
+        return kind | {n: float(v) if type(v) is int and _is_float(hints[n]) else v for n, v in plain.items()}
     if isinstance(value, tuple | list):
         return [dump(v) for v in value]
     return value
+
+
+def _is_float(hint: Any) -> bool:
+    """Whether a number in a field of this type is a float."""
+    return hint is float or (get_origin(hint) in (Union, types.UnionType) and float in get_args(hint))
 
 
 def load(cls: type[T], data: Any, path: str = "") -> T:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 from raygrad.errors import BadInput
 
+MOST_NAMES = 20
+"""How many known names an error lists."""
+
 
 def unknown(what: str, name: str, known: Iterable[str]) -> BadInput:
     """The error for a name that is not among `known`, with the nearest one."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return BadInput(f"unknown {what} {name!r}{hint} (known: {', '.join(names) or 'none'})")
+    listed = ", ".join(names[:MOST_NAMES]) + (f", … {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    return BadInput(f"unknown {what} {name!r}{hint} (known: {listed or 'none'})")
 
 
 def load_attribute(reference: str, what: str) -> object:
@@ -27,8 +31,9 @@ def load_attribute(reference: str, what: str) -> object:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as e:
-        raise BadInput(f"{what} {reference!r}: cannot import {module_name} ({e})") from e
+    except Exception as e:  # the user's code may raise anything
+        why = str(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {e}"
+        raise BadInput(f"{what} {reference!r}: cannot import {module_name} ({why})") from e
     if not hasattr(module, attribute):
         raise unknown(f"{what} in {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")])
     return getattr(module, attribute)

@@ -91,11 +91,12 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
     ]
     differing = {k for g in groups for k in g.fields} | {"seed"}
     shared = {k: x for k, x in views[0].settings.items() if k not in differing}
-    title = f"{len(views)} runs, {len(groups)} {'group' if len(groups) == 1 else 'groups'}"
+    title = f"{len(views)} runs, {_groups(len(groups))}"
+    measure = report.judging(groups)
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="sub">{escape(", ".join(sorted({v.name for v in views})))}</p>',
-        _table(header, rows, f"Cost and {report.judging(groups)}"),
+        _table(header, rows, measure.capitalize() if goal is None else f"Cost and {measure}"),
         f'<p class="note">{escape(_protocol(groups, goal, origin))}</p>',
         *_learning(groups, goal),
         *_alignment(groups),
@@ -108,6 +109,10 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
         _CITED,
     ]
     return _page(title, parts)
+
+
+def _groups(count: int) -> str:
+    return f"{count} {'group' if count == 1 else 'groups'}"
 
 
 def _place(v: RunView) -> str:
@@ -179,7 +184,7 @@ def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
     if not grid:
         return ["<h2>Learning</h2>", "<p>Nothing is measured yet.</p>"]
     what = "Accuracy and loss" if len(grid) == 2 else "Loss"
-    caption = _told(views[0]) if alone else f"{what} of {len(groups)} groups. {_legend(groups, series)}"
+    caption = _told(views[0]) if alone else f"{what} of {_groups(len(groups))}. {_legend(groups, series)}"
     if target is not None:
         caption += f" The dotted line is the target, {target:g}."
     return ["<h2>Learning</h2>", _figure(pictures.lines(grid), "learning", "Learning", caption)]
@@ -221,7 +226,10 @@ def _alignment(groups: Sequence[Group]) -> list[str]:
         "equal; the mean cosine between g_i and g. "
     )
     if len(views) == 1:
-        changes = [f"{name} from {number(y[0])} to {number(y[-1])}" for name, y in views[0].probes.named]
+        changes = [
+            f"{name} from {number(y[0])} to {number(y[-1])}" if len(y) > 1 else f"{name} {number(y[0])}"
+            for name, y in views[0].probes.named
+        ]
         caption += f"Here: {', '.join(changes)}."
     else:
         caption += _legend(groups, series)
@@ -238,12 +246,16 @@ def _participation(v: RunView) -> list[str]:
     clients, rounds = table["client"].to_numpy(), table["round"].to_numpy().astype(np.int64)
     known = v.data.get("clients", v.settings.get("partition.clients"))
     population = max(known if isinstance(known, int) else 0, int(clients.max()) + 1)
-    figure = pictures.participation(clients, rounds, population, int(max(v.round.max(initial=1), rounds.max())))
+    last = int(max(v.round.max(initial=1), rounds.max()))
+    figure = pictures.participation(clients, rounds, population, last)
     often = np.bincount(clients, minlength=population)
+    least, most = int(often.min()), int(often.max())
     caption = (
-        f"{int((often > 0).sum()):,} of {population:,} clients took part; a client took part in {often.min():,} to "
-        f"{often.max():,} rounds, {often.mean():,.4g} on average. Blank: did not take part."
+        f"{int((often > 0).sum()):,} of {population:,} clients took part; a client took part in {least:,} to {most:,} "
+        f"rounds, {often.mean():,.4g} on average. Blank: did not take part."
     )
+    if least == most:
+        caption = f"All {population:,} clients took part, each in {most:,} of {last:,} rounds."
     return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption)]
 
 
@@ -278,7 +290,7 @@ def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
         said.append("Lines: means over seeds at equal communications; bands: from the least to the largest.")
     if None in series:
         worse = "lower accuracy" if report.judging(groups) == "accuracy" else "larger loss"
-        said.append(f"Grey: the {series.count(None)} groups with {worse}.")
+        said.append(f"Grey: the {_groups(series.count(None))} with {worse}.")
     return " ".join(said)
 
 
@@ -386,14 +398,14 @@ h2{margin:2.5rem 0 .75rem;font-size:1.2rem}
 .sub,.note,figcaption{color:var(--muted)}
 .sub{margin:.25rem 0 1.5rem}
 .note,figcaption{font-size:.875rem;margin:.5rem 0 0}
-figure{margin:0;break-inside:avoid;overflow-x:auto}
+figure{margin:0 0 1rem;break-inside:avoid;overflow-x:auto}
 svg{display:block;width:100%;min-width:36rem;height:auto}
 code{white-space:nowrap}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:0 0 .5rem}
 caption{text-align:left;font-weight:600;padding:.25rem 0}
 th,td{text-align:left;vertical-align:top;padding:.3rem 1.25rem .3rem 0;border-bottom:1px solid var(--grid)}
-th[scope=row]{font-weight:400;color:var(--muted)}
+th[scope=row]{font-weight:400;color:var(--muted);white-space:nowrap}
 thead th{font-weight:600;vertical-align:bottom}
 .grid :is(th,td){padding-right:.9rem}
 .grid tbody :is(th,td){white-space:nowrap}

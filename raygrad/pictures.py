@@ -143,8 +143,8 @@ def lines(grid: Sequence[Sequence[Panel]]) -> "Figure":
             widest = max(len(name) for name in names)
             figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, 110 // (widest + 8))))
         layout = figure.get_layout_engine()
-        assert layout is not None
-        layout.set(h_pad=0.09)  # pyright: ignore[reportCallIssue]
+        if len(grid) > 1 and layout is not None:
+            layout.set(h_pad=0.09)  # pyright: ignore[reportCallIssue]
         return figure
 
 
@@ -181,8 +181,9 @@ def participation(clients: np.ndarray, rounds: np.ndarray, population: int, last
 def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names: Sequence[str] = ()) -> "Figure":
     """Who trains on what: training examples per client, and below it the share of each class in each client.
 
-    `label_counts` [N, C] or None (no classes) and `examples` [N] are of what the clients train on. Up to `MAX_CLIENTS` clients stand in the order of their
-    ids; more are sorted by their most frequent class (without classes, by size) and share columns.
+    `label_counts` [N, C] or None (no classes) and `examples` [N] are of what the clients train on. Up to `MAX_CLIENTS`
+    clients stand in the order of their ids; more are sorted by their most frequent class (without classes, by size) and
+    share columns.
     """
     n = len(examples)
     if label_counts is not None and label_counts.shape[0] != n:

@@ -299,8 +299,10 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
     rows += _measured(v)
     p = v.probes
     if len(p.round):
-        first, last = f"(round {p.round[0]:,})", f"(round {p.round[-1]:,}), n = {p.clients[-1]:,} clients"
-        rows += [(label, f"{number(y[0])} {first} → {number(y[-1])} {last}") for label, y in p.named]
+        last = f"(round {p.round[-1]:,}), n = {p.clients[-1]:,} clients"
+        for label, y in p.named:
+            start = f"{number(y[0])} (round {p.round[0]:,}) → " if len(y) > 1 else ""
+            rows.append((label, f"{start}{number(y[-1])} {last}"))
     if len(v.round):
         rows.append(("clients", f"{v.clients_asked.sum():,} asked, {v.clients_answered.sum():,} answered"))
     gangs = tables.read(v.path, "operations", ["attempt", "outcome"])

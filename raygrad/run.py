@@ -378,12 +378,11 @@ class _Player:
                 "examples": int(found["examples"]), "loss": found["loss"],
                 "metrics": {n: v for n, v in found.items() if n not in ("examples", "loss")},
             }  # fmt: skip
-        if mode == "paper":
-            curve = tables.read(self._folder, "rounds", ["round", "test_accuracy"]).drop_null()
-            if curve.num_rows:
-                best = int(np.argmax(curve["test_accuracy"].to_numpy()))
-                final["best"] = {n: curve[n][best].as_py() for n in curve.column_names}
-                final["best"]["accuracy"] = final["best"].pop("test_accuracy")
+        if mode == "paper" and "accuracy" in final["metrics"]:
+            curve = tables.read(self._folder, "rounds", ["round", "test_accuracy"]).drop_null().to_pylist()
+            measured = [(row["test_accuracy"], row["round"]) for row in curve]
+            accuracy, round = max([*measured, (final["metrics"]["accuracy"], self._done)], key=lambda m: (m[0], -m[1]))
+            final["best"] = {"round": round, "accuracy": accuracy}
         elif p.shards.validation_examples.sum():
             found = evaluate(driver, p, self._state, "validation", self._done)
             final["validation"] = found

@@ -136,6 +136,8 @@ def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
             f"{folder / 'experiment.json'} has schema_version {record.get('schema_version')}; "
             f"this raygrad reads {SCHEMA_VERSION}"
         )
+    if lacking := [n for n in ("name", "experiment", "hash") if n not in record]:
+        raise BadInput(f"{folder / 'experiment.json'} is damaged: it has no {', '.join(lacking)}")
     return LoadedRun(
         folder,
         record["name"],

@@ -47,14 +47,23 @@ def experiment(run: Path, seed: int = 0, rounds: int = 6, mode: str = "validatio
 
 
 def make(
-    run: Path, accuracy: list[float | None], phases: int = 2, mode: str = "validation", second: float = 1.0, **more: Any
+    run: Path,
+    accuracy: list[float | None],
+    phases: int = 2,
+    mode: str = "validation",
+    second: float = 1.0,
+    loss: list[float | None] | None = None,
+    **more: Any,
 ) -> Path:
-    """A run with 2 of 3 clients a round. A communication moves 20 bytes down and 10 up, a round takes `second`."""
+    """A run with 2 of 3 clients a round. A communication moves 20 bytes down and 10 up, a round takes `second`.
+
+    The loss is 1 - accuracy unless it is given.
+    """
     rounds = len(accuracy)
     index = np.arange(1, rounds + 1)
     experiment(run, rounds=more.pop("planned", rounds), mode=mode, **more)
     record(run / "where.json", on="ray", hosts=2)
-    losses = [None if a is None else 1 - a for a in accuracy]
+    losses = loss or [None if a is None else 1 - a for a in accuracy]
     nothing = [None] * rounds
     paper = mode == "paper"
     put(
@@ -101,7 +110,21 @@ def probe(run: Path, rounds: list[int], r: list[float]) -> None:
     )
 
 
+def measure(run: Path, part: str, rounds: list[int], **values: list[float]) -> None:
+    """Rows of the table `metrics`."""
+    n, names = len(rounds), sorted(values)
+    put(
+        run,
+        "metrics",
+        round=np.repeat(rounds, len(names)),
+        part=[part] * n * len(names),
+        metric=names * n,
+        value=[values[name][i] for i in range(n) for name in names],
+    )
+
+
 def split(run: Path, counts: list[list[int]] | None, examples: list[int]) -> None:
+    """Clients with `examples` to train on, `counts` of each class, and one more for validation."""
     n = len(examples)
     rows = counts if counts is not None else [None] * n
     put(
@@ -109,7 +132,7 @@ def split(run: Path, counts: list[list[int]] | None, examples: list[int]) -> Non
         "partition",
         round=[0] * n,
         client=list(range(n)),
-        examples=[e - 1 for e in examples],
+        examples=examples,
         validation_examples=[1] * n,
         label_counts=rows,
     )
@@ -137,7 +160,7 @@ def whole(tmp_path: Path) -> Path:
         bytes_up=[1] * 3,
         outcome=["lost: ActorDiedError", "answered", "answered"],
     )
-    record(run / "data.json", classes=CLASSES, class_names=["<a>", "b", "c"], clients=3, shape=[1, 8, 8])
+    record(run / "data.json", classes=CLASSES, class_names=["<a>", "b", "c"], clients=3, test_examples=36)
     record(run / "numerics.json", torch="2.9")
     record(run / "final.json", round=6, examples=36, loss=0.3, metrics={"accuracy": 0.75})
     return run
@@ -225,7 +248,9 @@ def test_summary(whole: Path) -> None:
     assert rows["wall time"] == "6 s, 1 rounds/s"
     assert rows["validation accuracy"] == "0.8000 final (round 6), 0.9000 best (round 4)"
     assert rows["validation loss"] == "0.2000 final (round 6), 0.1000 best (round 4)"
-    assert rows["test set"] == "accuracy 0.7500, loss 0.3000 (36 examples, after round 6)"
+    assert rows["examples"] == "40 training, 3 validation, 36 test"
+    assert rows["test accuracy"] == "0.7500 final (round 6, 36 examples)"
+    assert rows["test loss"] == "0.3000 final (round 6, 36 examples)"
     assert rows["r(x)"] == "0.5 (round 2) → 0.02 (round 6), n = 3 clients"
     assert rows["gradient diversity n·Δ"].startswith("2 (round 2) → 1.04")
     assert rows["clients"] == "12 asked, 12 answered"
@@ -236,9 +261,10 @@ def test_the_last_measurement_may_stand_in_final_json(tmp_path: Path) -> None:
     run = make(tmp_path / "digits" / "a", [None, 0.5, None])
     record(run / "final.json", round=3, validation={"accuracy": 0.7, "loss": 0.25, "examples": 10})
     rows = dict(report.summary(run))
-    assert rows["validation accuracy"] == "0.7000 final (round 3), 0.5000 best (round 2)"
+    assert rows["validation accuracy"] == "0.7000 final (round 3), 0.7000 best (round 3)"
+    assert report.view(run).validation_accuracy[1:].tolist() == [0.5, 0.7]  # the curve has it, too
     assert rows["validation loss"].startswith("0.2500 final (round 3)")
-    assert "test set" not in rows
+    assert "test accuracy" not in rows and "test loss" not in rows
     record(run / "final.json", round=1, validation={"accuracy": 0.7})  # of before the run was extended
     assert dict(report.summary(run))["validation accuracy"].startswith("0.5000 final (round 2)")
 
@@ -249,21 +275,63 @@ def test_an_unfinished_run_and_one_without_tables(tmp_path: Path) -> None:
     experiment(fresh, rounds=50)
     rows = dict(report.summary(going))
     assert rows["rounds"] == "2 of 50 (unfinished)"
-    assert "test set" not in rows and "r(x)" not in rows and "gangs" not in rows
+    assert "test loss" not in rows and "r(x)" not in rows and "gangs" not in rows
     assert dict(report.summary(fresh))["rounds"] == "0 of 50 (unfinished)"
     assert "No round is finished yet" in page([fresh], tmp_path / "fresh.html").text
     assert len(page([going], tmp_path / "going.html").pictures) == 2  # learning, participation
     page([going, fresh], tmp_path / "both.html")
 
 
+def test_the_users_own_metrics_are_in_the_summary(tmp_path: Path) -> None:
+    run = make(tmp_path / "digits" / "a", [None, 0.5, None, 0.6, None])
+    one = {"accuracy": [0.5, 0.6], "loss": [0.5, 0.4], "examples": [10.0, 10.0]}
+    measure(run, "validation", [2, 4], **one, top5=[0.7, 0.8], square=[2e-7, 1e-7])
+    rows = dict(report.summary(run))
+    assert rows["validation top5"] == "0.8000 final (round 4)"
+    assert rows["validation square"] == "1e-07 final (round 4)"
+    assert not any("examples" in label for label in rows)
+    own = {"top5": 0.75, "a.b": 0.5, "accuracy": 0.55}
+    validation = {"accuracy": 0.6, "loss": 0.4, "examples": 10, "top5": 0.9}
+    record(run / "final.json", round=5, examples=1234, loss=0.3, metrics=own, validation=validation)
+    rows = report.summary(run)
+    assert dict(rows)["validation top5"] == "0.9000 final (round 5)"
+    assert dict(rows)["test a.b"] == "0.5000 final (round 5, 1,234 examples)"
+    measured = [label for label, _ in rows if label.startswith(("validation", "test"))]
+    wanted = ["accuracy", "loss", "square", "top5"]
+    assert measured == [
+        *(f"validation {m}" for m in wanted),
+        *(f"test {m}" for m in ("accuracy", "loss", "a.b", "top5")),
+    ]
+
+
 def test_a_run_without_accuracy_shows_its_loss(tmp_path: Path) -> None:
-    run = make(tmp_path / "quadratic" / "a", [None, None])
-    assert "validation accuracy" not in dict(report.summary(run))
+    run = make(tmp_path / "quadratic" / "a", [None] * 4, loss=[None, 3.0, None, 2.0])
+    record(run / "final.json", round=4, examples=36, loss=2.5, metrics={}, validation={"loss": 2.0, "examples": 3})
+    rows = dict(report.summary(run))
+    assert rows["validation loss"] == "2.0000 final (round 4), 2.0000 best (round 4)"
+    assert rows["test loss"] == "2.5000 final (round 4, 36 examples)"
+    assert not any("accuracy" in label for label in rows)
     shown = page([run], tmp_path / "out.html")
-    assert "training" in shown.text and "validation accuracy" not in shown.text
-    header, rows = report.comparison([run])
-    assert header == ["group", "seeds", "final validation accuracy", "best validation accuracy", "final test accuracy"]
-    assert rows == [["quadratic", "1", "–", "–", "–"]]
+    assert "training" in shown.text and "validation accuracy" not in shown.text and "nothing measured" not in shown.text
+    assert "Validation loss: from 3.0000 to 2.0000 in 8 communications; the best is 2.0000" in shown.text
+    other = make(tmp_path / "quadratic" / "b", [None] * 4, seed=1, loss=[None, 3.0, None, 1.0])
+    header, table = report.comparison([run, other])
+    assert header == ["group", "seeds", "final validation loss", "best validation loss", "final test loss"]
+    assert table == [["quadratic", "2", "1.5000 ± 0.7071", "1.5000 ± 0.7071", "2.5000"]]
+    both = page([run, other], tmp_path / "out.html").text
+    assert (
+        "2 runs, 1 group" in both
+        and " Loss group seeds" in both
+        and "nothing measured" not in both
+        and "validation accuracy" not in both
+    )
+
+
+def test_a_run_that_measured_nothing_has_no_empty_axes(tmp_path: Path) -> None:
+    runs = [make(tmp_path / "d" / f"{s}", [None, None], seed=s) for s in range(2)]
+    shown = page(runs, tmp_path / "out.html")
+    assert "Nothing is measured yet." in shown.text and shown.pictures == []
+    assert report.comparison(runs)[1] == [["d", "2", "–", "–", "–"]]
 
 
 def test_bad_run_folders(tmp_path: Path, whole: Path) -> None:
@@ -344,10 +412,14 @@ def test_a_folder_takes_report_html(whole: Path) -> None:
 
 def test_the_papers_protocol_is_labelled(tmp_path: Path) -> None:
     run = make(tmp_path / "emnist" / "p", [0.5, 0.9, 0.8], mode="paper")
-    record(run / "final.json", round=3, examples=36, loss=0.3, metrics={"accuracy": 0.8}, best={"round": 2})
+    record(run / "final.json", round=3, examples=36, loss=0.2, metrics={"accuracy": 0.8}, best={"round": 2})
     label = "paper's protocol: best over the run, no validation set"
     assert dict(report.summary(run))["test accuracy"] == f"0.8000 final (round 3), 0.9000 best (round 2); {label}"
+    assert not any(name.startswith("validation") for name in dict(report.summary(run)))
     assert f"Test accuracy ({label})" in page([run], tmp_path / "out.html").text
+    late = make(tmp_path / "emnist" / "late", [0.5, None], mode="paper")
+    record(late / "final.json", round=2, examples=36, loss=0.1, metrics={"accuracy": 0.9})
+    assert dict(report.summary(late))["test accuracy"].startswith("0.9000 final (round 2), 0.9000 best (round 2)")
     header, rows = report.comparison([run], 0.85)
     assert header[-2:] == ["final test accuracy", "best test accuracy"]
     assert rows[0][-2:] == ["0.8000", "0.9000"]
@@ -456,6 +528,11 @@ def test_many_groups_grey_out_the_weakest(tmp_path: Path) -> None:
     groups = report.group([report.view(r) for r in runs])
     assert pages._series(groups) == [None, None, *range(10)]
     assert "Grey: the 2 groups with lower accuracy." in page(runs, tmp_path / "o.html").text
+    for i, run in enumerate(runs):
+        make(run, [None], kind="fedga", lr=0.1, beta=i / 10, loss=[i / 20])
+    groups = report.group([report.view(r) for r in runs])
+    assert pages._series(groups) == [*range(10), None, None]
+    assert "Grey: the 2 groups with larger loss." in page(runs, tmp_path / "o.html").text
 
 
 # --- pictures and partitions
@@ -510,14 +587,23 @@ def test_participation_is_binned_when_large() -> None:
 def test_partition_table() -> None:
     counts = np.array([[4, 0, 0, 0], [0, 4, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]])
     rows = dict(report.partition_table(counts, counts.sum(1)))
-    assert rows["clients"] == "4" and rows["examples"] == "16"
-    assert rows["examples per client"] == "min 0, median 4, max 8"
-    assert rows["clients without examples"] == "1"
-    assert rows["largest client's share"] == "50.00% of all examples"
+    assert rows["clients"] == "4" and rows["training examples"] == "16" and "validation examples" not in rows
+    assert rows["training examples per client"] == "min 0, median 4, max 8"
+    assert rows["clients without training examples"] == "1"
+    assert rows["largest client's share"] == "50.00% of all training examples"
     assert rows["labels per client"] == "min 0, median 1, max 4, of 4"
     assert rows["effective labels per client"] == "2.00 on average (exp of the entropy)"  # (1 + 1 + 4) / 3
-    assert rows["largest label's share"] == "75.0% of a client's examples, on average"
+    assert rows["largest label's share"] == "75.0% of a client's training examples, on average"
     assert "labels per client" not in dict(report.partition_table(None, np.array([3, 4])))
+
+
+def test_the_partition_of_a_run_is_what_its_clients_train_on(whole: Path, tmp_path: Path) -> None:
+    counts, examples, validation = report.partition_of(report.view(whole))
+    assert counts is not None and counts.tolist() == [[10, 0, 0], [0, 10, 0], [5, 5, 10]]
+    assert examples.tolist() == counts.sum(1).tolist() and validation.tolist() == [1, 1, 1]
+    shown = page([whole], tmp_path / "out.html").text
+    assert "training examples 40 validation examples 3 training examples per client min 10, median 10, max 20" in shown
+    assert "What each client trains on, its validation part aside." in shown
 
 
 def test_a_partition_of_many_clients_is_sorted_and_binned() -> None:
@@ -549,11 +635,13 @@ def test_partition_picture_of_another_kind(tmp_path: Path) -> None:
 
 def test_a_report_reads_tables_only() -> None:
     """The report knows no driver and no experiment, and matplotlib is imported when something is drawn."""
-    for module in (report, pictures):
+    for module in (report, pages, pictures):
         assert module.__file__ is not None
         tree = ast.parse(Path(module.__file__).read_text())
         top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         top |= {f"{n.module}.{a.name}" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
         ours = {name for name in top if name.startswith("raygrad")}
-        assert ours <= {"raygrad.pictures", "raygrad.storage", "raygrad.tables", "raygrad.errors.BadInput"}
+        assert {".".join(name.split(".")[:2]) for name in ours} <= {
+            "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables", "raygrad.errors"
+        }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)

@@ -4,9 +4,7 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -172,36 +170,6 @@ def _check_parts(experiment: Experiment) -> None:
             )
 
 
-def ship(experiment: Experiment) -> None:
-    """Let Ray's hosts have the user's own code without having its files: classes are sent by value.
-
-    What hosts look up by name (a model's factory, a loss) they find on the path, on a Ray that is started here.
-    """
-    from raygrad.onray import cluster  # only what is under onray imports Ray
-
-    names = _user_modules(experiment.to_json())
-    tops = {n.partition(".")[0] for n in names}
-    holding = [p for p in sys.path if any(Path(p, f"{t}.py").is_file() or Path(p, t).is_dir() for t in tops)]
-    if holding:
-        known = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*known, *(str(Path(p).resolve()) for p in holding)]))
-    installed = Path(sysconfig.get_path("purelib"))
-    for name in names:
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        if module is not None and file and not Path(file).is_relative_to(installed):
-            cluster.ray.cloudpickle.register_pickle_by_value(module)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _user_modules(value: object) -> set[str]:
-    """The modules of all `package.module:name` in an experiment's JSON."""
-    if isinstance(value, dict):
-        return set().union(*(_user_modules(v) for v in value.values()))
-    if isinstance(value, list):
-        return set().union(*(_user_modules(v) for v in value))
-    return {value.partition(":")[0]} if isinstance(value, str) and _REFERENCE.fullmatch(value) else set()
-
-
 # --- where ----------------------------------------------------------------------------------------------------------
 
 
@@ -223,13 +191,10 @@ def check_reachable(where: Where, run_root: Path) -> None:
         raise BadInput(f"the run root {run_root} cannot be made: {e.strerror}; choose another --run-root") from e
     if not os.access(run_root, os.R_OK | os.W_OK | os.X_OK):
         raise BadInput(f"the run root {run_root} cannot be read and written; choose another --run-root")
-    address = (where.address or os.environ.get("RAY_ADDRESS", "")) if where.on == "ray" else ""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-        except (OSError, OverflowError) as e:
-            raise BadInput(f'no Ray answers at {address} ({e}); check --address ("" starts a Ray here)') from e
+    if where.on == "ray":
+        from raygrad.onray.cluster import check_address
+
+        check_address(where)
 
 
 def algorithm_note(experiment: Experiment) -> str:

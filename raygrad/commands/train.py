@@ -177,11 +177,8 @@ def resume(
 def _play(run: "LoadedRun", run_root: Path, screen: "Display") -> int:
     """Play the rounds that are left and say how to go on if they break off. Returns how many there were."""
     from raygrad import run as engine
-    from raygrad.commands import experiments
 
     where, played = run.where, 0
-    if where.on == "ray":
-        experiments.ship(run.experiment)
     screen.waiting(_starting(where))
     name = output.run_name(run.folder, run_root)
     try:

@@ -2,13 +2,19 @@
 
 import logging
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
+
+CONNECT_S = 5.0
+"""How long an address may take to answer."""
 
 
 @contextmanager
@@ -21,19 +27,20 @@ def connected(where: Where) -> Iterator[None]:
         check_room(where)
         yield
         return
-    address = where.address or os.environ.get("RAY_ADDRESS")
+    address = check_address(where)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(
-                address="local",
-                num_cpus=where.hosts,
-                num_gpus=None if where.device_type == "cuda" else 0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _importable():
+                ray.init(
+                    address="local",
+                    num_cpus=where.hosts,
+                    num_gpus=None if where.device_type == "cuda" else 0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
     except ConnectionError as e:
         raise BadInput(
             f"no Ray answers at {address} ({e}); check the address, and RAY_AUTH_MODE and the token if it asks for one"
@@ -43,6 +50,34 @@ def connected(where: Where) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(where: Where) -> str | None:
+    """The address of the Ray to join, None to start one. Raises BadInput if nobody listens there."""
+    address = where.address or os.environ.get("RAY_ADDRESS")
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), CONNECT_S).close()
+        except (OSError, OverflowError) as e:
+            raise BadInput(f'no Ray answers at {address} ({e}); check --address ("" starts a Ray here)') from e
+    return address
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """A Ray started inside finds the modules that this process finds, the user's own among them."""
+    former = os.environ.get("PYTHONPATH")
+    paths = [Path(p).resolve() for p in (*sys.path, "")]
+    own = [str(p) for p in paths if not (p.is_relative_to(sys.prefix) or p.is_relative_to(sys.base_prefix))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(own))
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = former
 
 
 def check_room(where: Where) -> None:

@@ -84,6 +84,7 @@ class RayExecutor:
         self._actor_class = ray.remote(
             num_cpus=1, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )(ClientHost)
+        _ship_by_value(type(spec.model).__module__)
         self._spec = ray.put(spec)
         self._strict = strict
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None

@@ -81,12 +81,13 @@ def test_killed_and_resumed(
     draw = random.Random(moment)
     folder, digest, seconds = fresh["scaffold" if moment % 2 else "fedga"]
     run = folder.with_name(f"moment{moment}")
-    shutil.copytree(folder, run)
-    if moment % 3 == 0:
-        answer = lab.play(run, at_write=draw.randrange(1, 60))
-    else:
-        answer = lab.play(run, after_s=draw.uniform(0.1, 0.95) * seconds)
-    assert answer["killed"]
+    killer = {"at_write": draw.randrange(1, 60)} if moment % 3 == 0 else {"after_s": draw.uniform(0.1, 0.9) * seconds}
+    killed = False
+    while not killed:  # on a machine that got faster meanwhile it may end before it is killed: then sooner
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(folder, run)
+        killed = lab.play(run, **killer)["killed"]
+        killer = {name: value * 0.7 if name == "after_s" else value for name, value in killer.items()}
     if moment % 10 == 1:
         request.getfixturevalue("ray_local")
         for _ in resume(run, where=Where(on="ray", hosts=1 + moment // 10)):
