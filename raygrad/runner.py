@@ -348,15 +348,17 @@ def numerics(spec: HostSpec, canary: str) -> dict[str, str]:
     }
 
 
-def numerics_differ(recorded: Mapping[str, str], found: Mapping[str, str], host: str, strict: bool) -> str | None:
-    """How a host's numerics differ from the run's, or None. Raises BadInput if its bits differ and `strict` asks for
-    the same.
-    """
+def difference(recorded: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """How a host's numerics differ from the run's, for people; empty if they do not."""
     differs = [k for k in found if found[k] != recorded.get(k)]
-    what = ", ".join(f"{k} {str(recorded.get(k))[:16]} there, {found[k][:16]} here" for k in differs)
-    if strict and "canary" in differs:
-        raise BadInput(
-            f"{host} would compute other bits than this run ({what}); use the same torch build and kind of machine, "
-            "or --numerics mark"
-        )
-    return what or None
+    return ", ".join(f"{k} {found[k][:16]} instead of {str(recorded.get(k))[:16]}" for k in differs)
+
+
+def refused(host: str, recorded: Mapping[str, str], found: Mapping[str, str]) -> BadInput | None:
+    """The error for a host that would compute other bits than the run began with, else None."""
+    if found["canary"] == recorded.get("canary"):
+        return None
+    return BadInput(
+        f"{host} would compute other bits than this run began with ({difference(recorded, found)}); use the same torch "
+        "build and kind of machine, or --numerics mark"
+    )

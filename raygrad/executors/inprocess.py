@@ -8,7 +8,7 @@ import torch
 
 from raygrad.driver import Done, Operation
 from raygrad.gang import Gang, Phase
-from raygrad.runner import GangRunner, HostSpec, numerics, numerics_differ
+from raygrad.runner import GangRunner, HostSpec, difference, numerics, refused
 
 
 @contextmanager
@@ -31,8 +31,12 @@ class InProcess:
         with one_thread():
             self.runner = GangRunner(spec)
             self.numerics = numerics(spec, self.runner.canary())
-        if recorded is not None and (odd := numerics_differ(recorded, self.numerics, "this process", strict)):
-            self.odd_hosts["local"] = odd
+        if recorded is not None:
+            error = refused("this process", recorded, self.numerics)
+            if error is not None and strict:
+                raise error
+            if odd := difference(recorded, self.numerics):
+                self.odd_hosts["this process"] = odd
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         self.phases = [*self.phases[: phase.number], phase]

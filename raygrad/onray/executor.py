@@ -26,10 +26,10 @@ from ray.exceptions import (
 )
 
 from raygrad.driver import Done, Operation
-from raygrad.errors import RaygradError, Stopped
+from raygrad.errors import BadInput, RaygradError, Stopped
 from raygrad.gang import Gang, GangReply, Phase
 from raygrad.onray.host import ClientHost
-from raygrad.runner import HostSpec, numerics_differ
+from raygrad.runner import HostSpec, difference, refused
 
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 ATTEMPTS = 3
@@ -122,18 +122,27 @@ class RayExecutor:
         try:
             name, numerics = ray.get(ref)
         except LOST as e:
-            cause = getattr(e, "cause", None)
-            self._bury(host, f"could not start: {cause or e}")
+            self._bury(host, f"could not start ({type(e).__name__})")
             return
         except RayTaskError as e:
             if isinstance(e.cause, RaygradError):
                 raise e.cause from None
             raise
-        if self.numerics is None:
-            self.numerics = numerics
-        elif odd := numerics_differ(self.numerics, numerics, f"host {name}", self._strict):
+        recorded = self.numerics = self.numerics or numerics
+        error = refused(f"host {name}", recorded, numerics)
+        if error is not None and self._strict:
+            self._refuse(host, error)
+            return
+        if odd := difference(recorded, numerics):
             self.odd_hosts[name] = odd
         host.name = name
+
+    def _refuse(self, host: _Host, error: BadInput) -> None:
+        """Go on without a host that would compute other bits; raise if none is left."""
+        self.hosts.remove(host)
+        ray.kill(host.actor)
+        if not self.hosts:
+            raise error
 
     def _bury(self, host: _Host, why: str) -> None:
         """Take a dead host out and fill its place."""

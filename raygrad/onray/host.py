@@ -6,6 +6,7 @@ its spec; whatever changes travels in messages. So it may die at any moment and 
 
 import os
 import socket
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -24,12 +25,18 @@ class ClientHost:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
-        self._runner = GangRunner(spec)
-        self._numerics = numerics(spec, self._runner.canary())
+        self._spec = spec
+
+    @cached_property
+    def _runner(self) -> GangRunner:
+        return GangRunner(self._spec)
 
     def hello(self) -> tuple[str, dict[str, str]]:
-        """Who this is ("machine:process"), and the numerics it computes with."""
-        return f"{socket.gethostname()}:{os.getpid()}", self._numerics
+        """Get ready, and say who this is ("machine:process") and with what numerics it computes.
+
+        The model is built here and not when the actor is made, so that an error in the user's code arrives as such.
+        """
+        return f"{socket.gethostname()}:{os.getpid()}", numerics(self._spec, self._runner.canary())
 
     def run(self, phase: Phase, gang: Gang, earlier: list[Any]) -> GangReply:
         """Run a gang. `earlier` holds references to the phases before this one, fetched only if scratch was lost."""

@@ -20,7 +20,7 @@ from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import Gang, Phase
 from raygrad.onray.cluster import check_room
-from raygrad.onray.executor import RayExecutor
+from raygrad.onray.executor import RayExecutor, _Host
 from raygrad.plan import Plan, make_plan
 from raygrad.states import StateStore
 from raygrad.verify import problem
@@ -151,6 +151,43 @@ def test_other_numerics_are_refused_or_marked(tmp_path: Path) -> None:
         InProcess(plan.spec, recorded)
     executor = RayExecutor(plan.spec, 1, numerics=recorded, strict=False)
     assert len(executor.odd_hosts) == 1
+    executor.close()
+
+
+@dataclass(frozen=True)
+class FailsToBuild:
+    """A model that only the driver can build."""
+
+    driver: int = 0
+
+    def build(self, shape: tuple[int, ...], classes: int | None) -> torch.nn.Module:
+        if os.getpid() != self.driver:
+            raise RuntimeError("no such layer here")
+        return torch.nn.Linear(shape[0], classes or 1)
+
+
+def test_an_error_in_the_users_code_on_a_host_arrives_as_what_it_is(tmp_path: Path) -> None:
+    plan = planned(replace(problem(FedAvg()), model=FailsToBuild(os.getpid())), tmp_path)
+    with pytest.raises(RuntimeError, match="no such layer here"):
+        RayExecutor(plan.spec, 2)
+
+
+def test_a_host_of_other_numerics_is_left_out(tmp_path: Path) -> None:
+    """The run goes on with the hosts that compute the same bits."""
+    plan = planned(problem(FedAvg()), tmp_path)
+    executor = RayExecutor(plan.spec, 2)
+    while executor._hellos:
+        ready, _ = ray.wait(list(executor._hellos), timeout=60)
+        executor._greet(ready[0])
+    odd = _Host(executor._actor_class.remote(executor._spec))
+    executor.hosts.append(odd)
+    assert executor.numerics is not None
+    reference = ray.put(("elsewhere:1", executor.numerics | {"canary": "0" * 64}))
+    executor._hellos[reference] = odd
+    executor._greet(reference)
+    assert len(executor.hosts) == 2
+    assert odd not in executor.hosts
+    play(plan, executor, 1, tmp_path)
     executor.close()
 
 
