@@ -21,7 +21,7 @@ from raygrad import checkpoint, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Population
 from raygrad.driver import Driver, Executor, Played, ServerState
-from raygrad.errors import BadInput, Diverged, Stopped
+from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
 from raygrad.plan import Plan, describe, make_plan
@@ -246,7 +246,7 @@ class _Player:
             with self._interrupts.shielded():
                 self._save()
             self._finish(driver)
-        except (KeyboardInterrupt, GeneratorExit, Stopped, Diverged, BadInput):
+        except BaseException:  # whatever it was, what is adopted is not lost
             with suppress(Stopped):
                 self._save()
             raise
