@@ -66,8 +66,7 @@ class TorchDataset:
         return Source.of(train, test, names, Transform.of_images(self.mean, self.std, self.augment, scale))
 
     def _load(self) -> object:
-        with _users_code(f"importing {self.factory}"):
-            return load_attribute(self.factory, "factory of the torch data set")
+        return load_attribute(self.factory, "factory of the torch data set")
 
 
 @contextmanager
