@@ -123,7 +123,7 @@ class Cohort:
 class Ask:
     """One communication phase: run `work` at every client of `cohort`.
 
-    `down` are vectors that every client receives; `each` has one row per client [m, ...]; `rows` names the update
+    The cohort is the round's. `down` are vectors that every client receives; `each` has one row per client [m, ...]; `rows` names the update
     entries that the server needs client by client instead of summed. `part` says which part of each client's shard the
     task reads. An ask that only measures is not `charged` as a communication.
     """
@@ -186,13 +186,13 @@ class Algorithm(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Who is asked. A conversation, too: it may yield an `Ask` (and its bytes are charged). Returns the cohort."""
+    """Who is asked. A draw is a function of (seed, round)."""
 
     @property
     def cohort(self) -> int:
         """m, how many clients are asked per round."""
         ...
 
-    def draw(self, round: int, seed: int, population: Population, state: Any) -> "Round | Cohort":
+    def draw(self, round: int, seed: int, population: Population) -> Cohort:
         """The cohort of round `round`."""
         ...

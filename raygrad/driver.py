@@ -119,8 +119,7 @@ class Driver:
         """
         started = perf_counter()
         factor = self.schedule(index)
-        cohort = self.sampler.draw(index, self.seed, self.population, None)
-        assert isinstance(cohort, Cohort)
+        cohort = self.sampler.draw(index, self.seed, self.population)
         conversation = self.algorithm.round(state.algorithm, cohort)
         talk = self.converse(conversation, ("round", index), cohort, state.buffers, factor)
         if not bool(torch.isfinite(talk.result.x).all()):
@@ -159,6 +158,8 @@ class Driver:
         lr_factor: float,
         sent: list[Tensor],
     ) -> tuple[Talk, Replies]:
+        if not np.array_equal(ask.cohort.clients, talk.cohort.clients):
+            raise TypeError(f"{ask.work.__qualname__} is asked of other clients than the cohort of its conversation")
         phase = Phase(
             address, number, ask.work,
             {n: t.numpy() for n, t in ask.down.items()}, {n: t.numpy() for n, t in ask.each.items()}, tuple(ask.rows),
@@ -192,7 +193,8 @@ class Driver:
             up = (sum(t.numel() for t in totals.values()) + len(scalars)) * size * len(ask.cohort)
             up += sum(t.nbytes for t in rows.values())
             if talk.buffers is not None:
-                down += talk.buffers.nbytes * len(ask.cohort) * (number == 0)
+                kept = any(BUFFERS in r.states for r in ordered)  # the clients' own: they are not sent down
+                down += talk.buffers.nbytes * len(ask.cohort) * (number == 0 and not kept)
                 up += talk.buffers.nbytes * len(ask.cohort)
             talk = replace(
                 talk,

@@ -36,17 +36,17 @@ class FlatModel:
         )
         for p, view in zip(self._params, self.split(self._flat).values(), strict=True):
             p.data = view
-        self._rest = {**frozen, **dict(self.module.named_buffers())}
+        self._frozen = frozen
+        self.buffer_size = sum(t.numel() for t in self._rest())
 
     @property
     def size(self) -> int:
         """d, the number of trainable parameters."""
         return self._flat.numel()
 
-    @property
-    def buffer_size(self) -> int:
-        """b, the length of the buffers vector."""
-        return sum(t.numel() for t in self._rest.values())
+    def _rest(self) -> list[Tensor]:
+        """The tensors behind the buffers vector, looked up anew: a module may assign a new tensor to a buffer."""
+        return [*self._frozen.values(), *self.module.buffers()]
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views into `x` [d]."""
@@ -62,15 +62,20 @@ class FlatModel:
         self._flat.copy_(x)
 
     def buffers(self) -> Tensor:
-        """A copy of the current buffers [b], in the model's dtype."""
-        parts = [t.detach().flatten().to(self.dtype) for t in self._rest.values()]
-        return torch.cat([torch.empty(0, dtype=self.dtype, device=self.device), *parts])
+        """A copy of the current buffers [b], in the model's dtype. Raises TypeError if their size changed."""
+        parts = [t.detach().flatten().to(self.dtype) for t in self._rest()]
+        b = torch.cat([torch.empty(0, dtype=self.dtype, device=self.device), *parts])
+        if len(b) != self.buffer_size:
+            raise TypeError(
+                f"the model's buffers had {self.buffer_size} numbers and now have {len(b)}; keep their shapes"
+            )
+        return b
 
     def load_buffers(self, b: Tensor) -> None:
         """Set the buffers to `b` [b]; whole-number buffers are rounded."""
         start = 0
         with torch.no_grad():
-            for t in self._rest.values():
+            for t in self._rest():
                 part = b[start : start + t.numel()].view(t.shape)
                 t.copy_(part if t.is_floating_point() else part.round())
                 start += t.numel()
@@ -93,18 +98,38 @@ class FlatModel:
 
 
 _UNVMAPPABLE = {
-    nn.modules.batchnorm._BatchNorm: "keeps running statistics while it trains",
+    nn.modules.batchnorm._NormBase: "keeps running statistics while it trains",
     nn.modules.dropout._DropoutNd: "draws one mask per client",
     nn.RNNBase: "has recurrent kernels that torch.func.vmap cannot batch",
 }
 
 
-def vmap_obstacle(module: nn.Module) -> str | None:
-    """Why clients of this model cannot be vmapped, naming the layer; None if nothing known stands against it."""
-    for name, layer in module.named_modules():
+def vmap_obstacle(model: FlatModel, inputs: Tensor, targets: Tensor, loss: Loss) -> str | None:
+    """Why clients of this model cannot be vmapped, naming the layer where it is known; None if nothing stands against it.
+
+    Known layers are named; anything else is found by trying one gradient of two clients on `inputs` [B, ...] and
+    `targets` [B]. The model's parameters and buffers are left as they were.
+    """
+    for name, layer in model.module.named_modules():
         for kind, reason in _UNVMAPPABLE.items():
-            if isinstance(layer, kind):
+            if isinstance(layer, kind) and getattr(layer, "track_running_stats", True):
                 return f"layer {name or '(model)'} ({type(layer).__name__}) {reason}"
+    x, before = model.vector(), model.buffers()
+    name = type(model.module).__name__
+    try:
+        model.grad(x, inputs, targets, loss)
+        if not torch.equal(model.buffers(), before):
+            return f"the model ({name}) changes its buffers while it trains"
+
+        def summed(y: Tensor) -> Tensor:
+            return loss(model.call(y, inputs), targets).sum()
+
+        torch.func.vmap(torch.func.grad(summed))(torch.stack([x, x]))
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as e:
+        return f"torch.func.vmap cannot run the model ({name}): {str(e).splitlines()[0]}"
+    finally:
+        model.load(x)
+        model.load_buffers(before)
     return None
 
 

@@ -19,6 +19,7 @@ from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module, vmap_obstacle
 from raygrad.gang import BUFFERS
 from raygrad.objectives import load_loss
+from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.states import refuse_if_too_large
 
@@ -86,7 +87,6 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     )  # fmt: skip
     module = initial_module(spec.model, spec.shape, spec.classes, spec.seed)
     check_model(spec, module)
-    obstacle = vmap_obstacle(module)
     model = FlatModel(module, getattr(torch, experiment.dtype))
     if experiment.init is not None:
         _load_weights(model, Path(experiment.init))
@@ -95,7 +95,7 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
         raise BadInput(
             "the model has buffers (running statistics, frozen parameters) and buffers is refuse; use average or local"
         )
-    gangs, notes = choose_gangs(experiment, spec, model, examples, obstacle)
+    gangs, notes = choose_gangs(experiment, spec, model, examples)
     experiment = replace(experiment, gangs=gangs)
     x = model.vector()
     experiment.algorithm.init(x, population)
@@ -115,12 +115,17 @@ def _cohort_too_large(cohort: int, clients: int) -> BadInput:
     )
 
 
+def _made_up(spec: HostSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two examples of the data's shape, as the model takes them."""
+    dtype = getattr(torch, spec.dtype)
+    x = rng(spec.seed, Purpose.CANARY).integers(1, 256, (2, *spec.shape), np.uint8)
+    return spec.transform(x, dtype, None), torch.zeros(2, dtype=torch.int64 if spec.classes is not None else dtype)
+
+
 def check_model(spec: HostSpec, module: nn.Module) -> None:
     """Refuse a model that cannot take the data, or whose output does not fit the labels."""
-    dtype = getattr(torch, spec.dtype)
-    module = module.to(dtype)
-    x = spec.transform(np.zeros((2, *spec.shape), np.uint8), dtype, None)
-    y = torch.zeros(2, dtype=torch.int64 if spec.classes is not None else dtype)
+    module = module.to(getattr(torch, spec.dtype))
+    x, y = _made_up(spec)
     name = type(spec.model).__name__
     module.eval()
     try:
@@ -198,22 +203,25 @@ def step_flops(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) ->
 
 
 def choose_gangs(
-    experiment: Experiment, spec: HostSpec, model: FlatModel, examples: np.ndarray, obstacle: str | None
+    experiment: Experiment, spec: HostSpec, model: FlatModel, examples: np.ndarray
 ) -> tuple[Gangs, tuple[str, ...]]:
     """The gangs' mode and size: a fixed rule of model, K, B, cohort and device type, never a measurement."""
     local, asked, cohort = experiment.local, experiment.gangs, experiment.sampler.cohort
     mode, notes = asked.mode, ()
-    if obstacle is None and local.epochs is not None and len(set(examples.tolist())) > 1:
-        obstacle = "local.epochs gives clients of different sizes different numbers of steps"
     largest = int(examples.max())
     batch = largest if local.batch_size == "full" else local.batch_size
     seen = largest if local.batch_size == "full" else batch * local.steps_for(largest)
     bytes_each = seen * max(1, prod(spec.shape)) * model.dtype.itemsize
     if mode == "auto":
         small = spec.device == "cuda" or step_flops(model.module, spec.shape, model.dtype) * batch <= VMAP_STEP_FLOPS
-        mode = "vmap" if obstacle is None and small and cohort > 1 and 4 * bytes_each <= VMAP_GANG_BYTES else "loop"
-    elif mode == "vmap" and obstacle is not None:
-        mode, notes = "loop", (f"clients run one after another: {obstacle}",)
+        mode = "vmap" if small and cohort > 1 and 4 * bytes_each <= VMAP_GANG_BYTES else "loop"
+    if mode == "vmap":
+        if local.epochs is not None and len(set(examples.tolist())) > 1:
+            obstacle = "local.epochs gives clients of different sizes different numbers of steps"
+        else:
+            obstacle = vmap_obstacle(model, *_made_up(spec), load_loss(spec.loss))
+        if obstacle is not None:
+            mode, notes = "loop", (f"clients run one after another: {obstacle}",)
     if asked.size != "auto":
         return Gangs(asked.size, mode), notes
     most = MOST_CLIENTS[mode, spec.device]

@@ -25,7 +25,7 @@ from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
 from raygrad.plan import Plan, describe, make_plan
-from raygrad.runs import LoadedRun, load, locked, new_folder
+from raygrad.runs import BUFFERS_KEY, LoadedRun, load, locked, new_folder
 from raygrad.states import StateStore
 
 
@@ -359,7 +359,7 @@ class _Player:
             writer.close(self._done + 1)
         tensors = pack(self._state.algorithm)
         if self._state.buffers is not None:
-            tensors["buffers"] = self._state.buffers
+            tensors[BUFFERS_KEY] = self._state.buffers
         extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
@@ -402,7 +402,7 @@ def _size(plan: Plan) -> int:
 
 
 def _restored(initial: ServerState, tensors: dict[str, Tensor]) -> ServerState:
-    buffers = tensors.pop("buffers", None)
+    buffers = tensors.pop(BUFFERS_KEY, None)
     return ServerState(unpack(initial.algorithm, tensors), buffers)
 
 

@@ -183,8 +183,12 @@ class GangRunner:
             if phase.buffers is not None:
                 model.load_buffers(self._tensor(phase.buffers if own is None else own[i]))
             task = LoopTask(self, phase, client)
-            answer = phase.work(task, **down, **{n: r[i] for n, r in rows.items()})
-            update, state = dict(answer.update), answer.state
+            try:
+                answer = phase.work(task, **down, **{n: r[i] for n, r in rows.items()})
+            except Exception as e:
+                e.add_note(f"in {phase.work.__qualname__} at client {client}, {phase.conversation[0]} {phase.round}")
+                raise
+            update, state = _checked(phase, answer.update), answer.state
             if task.losses:
                 update["train_loss"] = torch.stack(task.losses).mean()
             if phase.buffers is not None and phase.keep_buffers:
@@ -204,7 +208,7 @@ class GangRunner:
             def one(data: dict[str, Tensor], args: dict[str, Tensor], steps: int = steps) -> tuple[dict[str, Any], ...]:
                 task = VmapTask(self, phase, steps, data)
                 answer = phase.work(task, **down, **args)
-                update = dict(answer.update)
+                update = _checked(phase, answer.update)
                 if task.losses:
                     update["train_loss"] = torch.stack(task.losses).mean()
                 return update, dict(answer.state or {}), dict(answer.scratch or {})
@@ -326,6 +330,13 @@ def _canary_work(task: Any, x: Tensor) -> Answer:
     for batch, _ in zip(task.batches, range(2), strict=False):
         y = y - 1e-3 * task.grad(y, batch)
     return Answer({"y": y, "g": task.full_grad(x)})
+
+
+def _checked(phase: Phase, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    taken = {BUFFERS, "train_loss"} & set(update)
+    if taken:
+        raise TypeError(f"{phase.work.__qualname__} answers {', '.join(taken)}, a name that is taken; choose another")
+    return dict(update)
 
 
 def _joined(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

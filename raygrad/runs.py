@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+BUFFERS_KEY = "model.buffers"
+"""The name of the model's buffers among a checkpoint's tensors."""
+
+
 def new_folder(run_root: Path, name: str, hash: str) -> Path:
     """An empty folder `run_root/name/id`; ids sort by time."""
     if not name or name.startswith(".") or "/" in name:
@@ -108,8 +112,8 @@ class LoadedRun:
         module = initial_module(e.model, tuple(data["shape"]), data["classes"], e.seed)
         model = FlatModel(module, getattr(torch, self.experiment.dtype))
         model.load(tensors["x"])
-        if "buffers" in tensors:
-            model.load_buffers(tensors["buffers"])
+        if BUFFERS_KEY in tensors:
+            model.load_buffers(tensors[BUFFERS_KEY])
         return module.eval()
 
     def table(self, name: str) -> "pa.Table":

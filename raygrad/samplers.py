@@ -19,7 +19,7 @@ class Uniform:
         if self.cohort < 1:
             raise BadInput(f"sampler.cohort is {self.cohort}; it must be >= 1")
 
-    def draw(self, round: int, seed: int, population: Population, state: object = None) -> Cohort:
+    def draw(self, round: int, seed: int, population: Population) -> Cohort:
         """The clients of round `round`, in ascending order."""
         clients = np.sort(
             rng(seed, Purpose.SAMPLING, round).choice(len(population), self.cohort, replace=False, shuffle=False)

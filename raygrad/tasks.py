@@ -21,14 +21,25 @@ class NotPrepared(Exception):
     """A vmapped client method used a kind of data that was not stacked yet."""
 
 
-class LoopTask:
-    """One client's work on the runner's module, one client at a time."""
+class _Round:
+    """What a task knows of its round."""
 
-    def __init__(self, runner: "GangRunner", phase: Phase, client: int) -> None:
-        self._runner, self._phase, self._client = runner, phase, client
+    def __init__(self, runner: "GangRunner", phase: Phase) -> None:
+        self._runner, self._phase = runner, phase
         self.round = phase.round
         self.weight_decay, self.clip_norm = runner.spec.local.weight_decay, runner.spec.local.clip_norm
         self.losses: list[Tensor] = []
+
+    def lr(self, base: float) -> float:
+        return base * self._phase.lr_factor
+
+
+class LoopTask(_Round):
+    """One client's work on the runner's module, one client at a time."""
+
+    def __init__(self, runner: "GangRunner", phase: Phase, client: int) -> None:
+        super().__init__(runner, phase)
+        self._client = client
 
     @cached_property
     def examples(self) -> int:
@@ -37,9 +48,6 @@ class LoopTask:
     @property
     def steps(self) -> int:
         return self._runner.spec.local.steps_for(self.examples)
-
-    def lr(self, base: float) -> float:
-        return base * self._phase.lr_factor
 
     @property
     def batches(self) -> Iterator[Batch]:
@@ -91,14 +99,12 @@ class LoopTask:
         return {**sums, "count": torch.tensor(float(self.examples), dtype=torch.float64)}
 
 
-class VmapTask:
+class VmapTask(_Round):
     """One client's work inside `torch.func.vmap`: every tensor stands for all clients of the gang at once."""
 
     def __init__(self, runner: "GangRunner", phase: Phase, steps: int, data: Mapping[str, Tensor]) -> None:
-        self._runner, self._phase, self._data, self.steps = runner, phase, data, steps
-        self.round = phase.round
-        self.weight_decay, self.clip_norm = runner.spec.local.weight_decay, runner.spec.local.clip_norm
-        self.losses: list[Tensor] = []
+        super().__init__(runner, phase)
+        self._data, self.steps = data, steps
 
     def _get(self, name: str) -> Tensor:
         if name not in self._data:
@@ -108,9 +114,6 @@ class VmapTask:
     @property
     def examples(self) -> Tensor:
         return self._get("full.count")
-
-    def lr(self, base: float) -> float:
-        return base * self._phase.lr_factor
 
     @property
     def batches(self) -> Iterator[Batch]:

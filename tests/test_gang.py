@@ -185,6 +185,88 @@ def test_what_vmap_cannot_do_falls_back_to_the_loop_and_names_the_layer(layer: s
     assert f"layer 2 ({name})" in plan.notes[0]
 
 
+class Ema(nn.Module):
+    """Assigns a new tensor to its buffer in every training step, as is common."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("ema", torch.zeros(5))
+        self.linear = nn.Linear(5, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        if self.training:
+            self.ema = 0.9 * self.ema + 0.1 * x.detach().mean(0)
+        return self.linear(x - self.ema)
+
+
+class Noisy(Ema):
+    """Dropout as a function, which no list of layers can know."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+
+
+class Branching(Ema):
+    """A branch on data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.linear(x.flatten(1))
+        return out if out.sum() > 0 else -out
+
+
+class Counting(Ema):
+    """Changes a buffer in place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.ema += 1
+        return self.linear(x.flatten(1))
+
+
+@dataclass(frozen=True)
+class Odd:
+    """One of the modules above."""
+
+    kind: str = "Ema"
+
+    def build(self, shape: tuple[int, ...], classes: int | None) -> nn.Module:
+        kinds = {"Ema": Ema, "Noisy": Noisy, "Branching": Branching, "Counting": Counting}
+        return kinds[self.kind](classes or 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Ema", "changes its buffers while it trains"),
+        ("Counting", "changes its buffers while it trains"),
+        ("Noisy", "torch.func.vmap cannot run the model"),
+        ("Branching", "torch.func.vmap cannot run the model"),
+    ],
+)
+def test_a_model_that_vmap_cannot_do_is_found_by_trying(kind: str, reason: str, tmp_path: Path) -> None:
+    """Under the default rule, too, which would have chosen vmap for a model of this size."""
+    e = replace(problem(FedAvg()), model=Odd(kind), gangs=Gangs())
+    state, _, plan = played(e, tmp_path, rounds=2)
+    assert plan.experiment.gangs.mode == "loop"
+    assert reason in plan.notes[0]
+    assert plan.buffers is not None
+    assert torch.equal(plan.buffers, torch.zeros(5, dtype=torch.float64))
+    assert state.buffers is not None
+    assert torch.equal(state.buffers, plan.buffers) == (kind in ("Noisy", "Branching"))
+
+
+def test_a_buffer_that_is_assigned_anew_does_not_leak_between_clients(tmp_path: Path) -> None:
+    """What one client's training makes of it depends neither on who trained before nor on the gang."""
+    e = replace(problem(FedAvg()), model=Odd("Ema"), sampler=Uniform(cohort=6))
+    one, _, _ = played(replace(e, gangs=Gangs(1, "loop")), tmp_path)
+    six, _, _ = played(replace(e, gangs=Gangs(6, "loop")), tmp_path)
+    assert one.buffers is not None
+    assert six.buffers is not None
+    assert (one.buffers - six.buffers).abs().max() <= 1e-14
+    assert (one.algorithm.x - six.algorithm.x).abs().max() <= 1e-14
+
+
 def played(e: Experiment, folder: Path, rounds: int = 2) -> tuple[ServerState, list[Talk], Plan]:
     plan = planned(e, folder)
     d = driver(plan, folder)

@@ -57,7 +57,10 @@ class Scaffold:
     def local(self, task: Task, x: Tensor, c: Tensor, c_i: Tensor) -> Answer:
         lr = task.lr(self.lr)
         delta = local.sgd(task, x, lr, lambda g, y: g + (c - c_i)) - x
-        new = task.full_grad(x) if self.option == "I" else c_i - c - delta / (task.steps * lr)
+        if self.option == "I":
+            new = task.full_grad(x)
+        else:
+            new = c_i - c - delta / (task.steps * lr) if lr else c_i  # a schedule may end at 0
         return Answer({"delta": delta, "change": new - c_i}, state={"c_i": new})
 
     def round(self, state: ScaffoldState, cohort: Cohort) -> Round:

@@ -101,7 +101,7 @@ class DiesOnce(FedGA):
 def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
     plain = planned(problem(FedGA()), tmp_path)
     expected, _ = play(plain, InProcess(plain.spec), 2, tmp_path)
-    victim = float(plain.shards.examples[plain.experiment.sampler.draw(1, 0, plain.population, None).clients[0]])  # pyright: ignore[reportAttributeAccessIssue]
+    victim = float(plain.shards.examples[plain.experiment.sampler.draw(1, 0, plain.population).clients[0]])
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "died"), phase=phase, victim=victim)), tmp_path)
     executor = RayExecutor(plan.spec, 2)
     found, outcomes = play(plan, executor, 2, tmp_path)
@@ -114,7 +114,7 @@ def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
 
 def test_a_gang_that_is_lost_three_times_stops_the_run(tmp_path: Path) -> None:
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
-    victim = float(plan.shards.examples[int(plan.experiment.sampler.draw(1, 0, plan.population, None).clients[0])])  # pyright: ignore[reportAttributeAccessIssue]
+    victim = float(plan.shards.examples[int(plan.experiment.sampler.draw(1, 0, plan.population).clients[0])])
     plan = planned(problem(replace(plan.experiment.algorithm, victim=victim)), tmp_path)  # pyright: ignore[reportArgumentType]
     executor = RayExecutor(plan.spec, 2)
     with pytest.raises(Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost on 3 hosts in a row"):
@@ -139,7 +139,7 @@ def test_nan_is_found_on_the_host_with_round_and_client(on: str, tmp_path: Path)
         play(plan, executor, 3, tmp_path)
     executor.close()
     assert caught.value.round == 2
-    assert caught.value.client == plan.experiment.sampler.draw(2, 0, plan.population, None).clients[0]  # pyright: ignore[reportAttributeAccessIssue]
+    assert caught.value.client == plan.experiment.sampler.draw(2, 0, plan.population).clients[0]
 
 
 def test_other_numerics_are_refused_or_marked(tmp_path: Path) -> None:
