@@ -123,9 +123,9 @@ class Cohort:
 class Ask:
     """One communication phase: run `work` at every client of `cohort`.
 
-    The cohort is the round's. `down` are vectors that every client receives; `each` has one row per client [m, ...]; `rows` names the update
-    entries that the server needs client by client instead of summed. `part` says which part of each client's shard the
-    task reads. An ask that only measures is not `charged` as a communication.
+    The cohort is the round's. `down` are vectors that every client receives; `each` has one row per client [m, ...];
+    `rows` names the update entries that the server needs client by client instead of summed. `part` says which part of
+    each client's shard the task reads. An ask that only measures is not `charged` as a communication.
     """
 
     work: ClientMethod

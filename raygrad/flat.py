@@ -105,7 +105,7 @@ _UNVMAPPABLE = {
 
 
 def vmap_obstacle(model: FlatModel, inputs: Tensor, targets: Tensor, loss: Loss) -> str | None:
-    """Why clients of this model cannot be vmapped, naming the layer where it is known; None if nothing stands against it.
+    """Why clients of this model cannot be vmapped, naming the layer where it is known; None if they can.
 
     Known layers are named; anything else is found by trying one gradient of two clients on `inputs` [B, ...] and
     `targets` [B]. The model's parameters and buffers are left as they were.
@@ -114,11 +114,11 @@ def vmap_obstacle(model: FlatModel, inputs: Tensor, targets: Tensor, loss: Loss)
         for kind, reason in _UNVMAPPABLE.items():
             if isinstance(layer, kind) and getattr(layer, "track_running_stats", True):
                 return f"layer {name or '(model)'} ({type(layer).__name__}) {reason}"
-    x, before = model.vector(), model.buffers()
+    x, before, tensors = model.vector(), model.buffers(), [id(t) for t in model.module.buffers()]
     name = type(model.module).__name__
     try:
         model.grad(x, inputs, targets, loss)
-        if not torch.equal(model.buffers(), before):
+        if not torch.equal(model.buffers(), before) or [id(t) for t in model.module.buffers()] != tensors:
             return f"the model ({name}) changes its buffers while it trains"
 
         def summed(y: Tensor) -> Tensor:

@@ -59,8 +59,10 @@ class Scaffold:
         delta = local.sgd(task, x, lr, lambda g, y: g + (c - c_i)) - x
         if self.option == "I":
             new = task.full_grad(x)
+        elif lr == 0:  # a schedule may end there
+            new = c_i
         else:
-            new = c_i - c - delta / (task.steps * lr) if lr else c_i  # a schedule may end at 0
+            new = c_i - c - delta / (task.steps * lr)
         return Answer({"delta": delta, "change": new - c_i}, state={"c_i": new})
 
     def round(self, state: ScaffoldState, cohort: Cohort) -> Round:
