@@ -4,14 +4,15 @@ Nothing slow is imported here: torch and Ray come with the command that needs th
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 from raygrad.commands import check, results, show, train
-from raygrad.errors import EXIT_CODES, RaygradError
+from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
 _ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
 
@@ -59,6 +60,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     What the user can put right becomes one line on stderr; what is wrong in raygrad raises.
     """
+    warnings.showwarning = _warn
     try:
         code = app(None if arguments is None else list(arguments), prog_name="raygrad", standalone_mode=False)
     except RaygradError as e:
@@ -82,6 +84,17 @@ def _say(error: RaygradError) -> None:
     print(f"raygrad: {' '.join(first.split())}", file=sys.stderr)
     for note in notes:
         print(f"  {note}", file=sys.stderr)
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """raygrad's own warnings as one line; others as Python shows them."""
+    if issubclass(category, RaygradWarning):
+        print(f"raygrad: warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _usage(error: Exception) -> int:

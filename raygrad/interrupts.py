@@ -42,13 +42,20 @@ class Interrupts:
             number, self._pending = self._pending, None
             self._raise(number)
 
+    def install(self) -> None:
+        """Handle the signals from now on, also where somebody else does."""
+        if threading.current_thread() is threading.main_thread():
+            for n in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(n, self._handle)
+
     @contextmanager
     def installed(self) -> Iterator["Interrupts"]:
         """Handle the signals inside, restore the former handlers afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        former = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
         try:
             yield self
         finally:

@@ -189,7 +189,10 @@ class Custom:
         make = load_attribute(self.factory, "model.factory")
         if not callable(make):
             raise BadInput(f"model.factory {self.factory!r} is not callable")
-        module = make(shape=shape, classes=classes, **self.options)
+        try:
+            module = make(shape=shape, classes=classes, **self.options)
+        except Exception as e:  # the user's code may raise anything
+            raise BadInput(f"model.factory {self.factory!r} raised {type(e).__name__}: {e}") from e
         if not isinstance(module, nn.Module):
             raise BadInput(f"model.factory {self.factory!r} returned {type(module).__name__}, not a torch.nn.Module")
         return module

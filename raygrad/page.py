@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raygrad import pictures, report, storage, tables
-from raygrad.errors import BadInput
+from raygrad.errors import BadInput, Stopped
 from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, Settings, leaf, number, score
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_atomic(path, page.encode())
     except OSError as error:
+        if storage.is_full(error):
+            raise Stopped(f"{path} cannot be written: {error.strerror}; free some and repeat the command") from error
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
     return path
 

@@ -6,6 +6,7 @@
 There are no callbacks: whoever wants to act between rounds writes a `for`.
 """
 
+import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -25,7 +26,8 @@ from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
 from raygrad.plan import Plan, describe, make_plan
-from raygrad.runs import BUFFERS_KEY, LoadedRun, load, locked, new_folder
+from raygrad.runner import check_device
+from raygrad.runs import BUFFERS_KEY, LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
 
 
@@ -77,7 +79,11 @@ def rounds(
     Leaving the loop early saves a checkpoint. Raises the errors of `raygrad.errors`; bad input before anything starts.
     """
     run = create(experiment, where or Where(), run_root=run_root, name=name, say=say)
-    yield from play(run, say=say)
+    try:
+        yield from play(run, say=say)
+    except BadInput:
+        discard_unplayed(run)
+        raise
 
 
 def resume(
@@ -104,6 +110,7 @@ def create(
     experiment: Experiment, where: Where, *, run_root: str | Path, name: str, say: _Progress = lambda line: None
 ) -> LoadedRun:
     """Check everything, prepare the data and make the run folder. Raises BadInput before anything starts."""
+    check_where(where)
     root = Path(run_root).resolve()
     plan = make_plan(experiment, where, shard_root(where, root / name / "x"))
     for note in plan.notes:
@@ -119,6 +126,23 @@ def create(
         writer.close(1)
         _write_experiment(folder, name, plan.experiment)
     return LoadedRun(folder, name, plan.experiment, where)
+
+
+def check_where(where: Where) -> None:
+    """Refuse a device, an address or a number of hosts that cannot be, before anything is prepared. Raises BadInput."""
+    if where.on == "local":
+        check_device(where.device_type)
+    else:
+        from raygrad.onray.cluster import check
+
+        if check(where) is None:
+            check_device(where.device_type)
+
+
+def discard_unplayed(run: LoadedRun) -> None:
+    """Remove a run's folder if not one round of it was played: a start that failed leaves nothing behind."""
+    if checkpoint.latest(run.folder) is None and not tables.read(run.folder, "rounds", ["round"]).num_rows:
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def extend(run: LoadedRun, rounds: int) -> LoadedRun:
@@ -183,6 +207,7 @@ def play(run: LoadedRun, say: _Progress = lambda line: None) -> Generator[Round,
     record = storage.read_json(run.folder / "experiment.json")
     if record["hash"] != run.experiment.hash:
         raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
+    check_where(run.where)
     with locked(run.folder), ExitStack() as stack:
         plan = make_plan(run.experiment, run.where, shard_root(run.where, run.folder))
         if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
@@ -225,8 +250,11 @@ class _Player:
     def rounds(self) -> Generator[Round, None, None]:
         if self._done >= self._experiment.rounds and self._final_is_current():
             return
-        executor = self._stack.enter_context(open_executor(self._plan, self._run.where, self._folder, self._say))
+        check_tables(self._folder, self._done)
         self._stack.enter_context(self._interrupts.installed())
+        executor = self._stack.enter_context(
+            open_executor(self._plan, self._run.where, self._folder, self._interrupts, self._say)
+        )
         e, p = self._experiment, self._plan
         driver = Driver(
             e.algorithm, e.sampler, p.population, executor, self._store, e.seed, _size(p), p.x.dtype, e.schedule.factor
@@ -366,7 +394,10 @@ class _Player:
 
     def _final_is_current(self) -> bool:
         path = self._folder / "final.json"
-        return path.is_file() and storage.read_json(path).get("round") == self._done
+        try:
+            return path.is_file() and storage.read_json(path).get("round") == self._done
+        except BadInput:  # damaged: it is made again
+            return False
 
     def _finish(self, driver: Driver) -> None:
         """The one evaluation on the test set, to final.json."""
@@ -418,7 +449,7 @@ def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: i
 
 
 @contextmanager
-def open_executor(plan: Plan, where: Where, folder: Path, say: _Progress) -> Iterator[Executor]:
+def open_executor(plan: Plan, where: Where, folder: Path, interrupts: Interrupts, say: _Progress) -> Iterator[Executor]:
     """The executor that `where` names, after its numerics were held against what the run recorded."""
     path = folder / "numerics.json"
     recorded = storage.read_json(path)["numerics"] if path.is_file() else None
@@ -432,7 +463,11 @@ def open_executor(plan: Plan, where: Where, folder: Path, say: _Progress) -> Ite
             from raygrad.onray.cluster import connected
             from raygrad.onray.executor import RayExecutor
 
-            stack.enter_context(connected(where))
+            try:
+                stack.enter_context(connected(where))
+            except SystemExit as e:  # Ray's own handler of SIGTERM, while it starts
+                raise Stopped("stopped by SIGTERM") from e
+            interrupts.install()  # again, since Ray set its own
             executor = RayExecutor(plan.spec, where.hosts, where.gpus_per_host, recorded, strict)
         stack.callback(executor.close)
         if recorded is None:

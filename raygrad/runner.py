@@ -73,6 +73,7 @@ class GangRunner:
         self.spec = spec
         self.dtype = getattr(torch, spec.dtype)
         self.device = torch.device(spec.device)
+        check_device(spec.device)
         self.model = FlatModel(initial_module(spec.model, spec.shape, spec.classes, spec.seed), self.dtype, self.device)
         self.model.module.train()
         self.loss: Loss = load_loss(spec.loss)
@@ -342,6 +343,12 @@ def _checked(phase: Phase, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _joined(pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     xs, ys = zip(*pieces, strict=True)
     return torch.cat(xs), torch.cat(ys)
+
+
+def check_device(device: str) -> None:
+    """Refuse CUDA where torch finds none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("the device is cuda, but torch finds no GPU here; use --device cpu")
 
 
 def numerics(spec: HostSpec, canary: str) -> dict[str, str]:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raygrad import storage, tables
 from raygrad.checkpoint import Checkpoint, latest
 from raygrad.errors import BadInput
@@ -83,6 +85,13 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def check_tables(folder: Path, rounds: int) -> None:
+    """Refuse tables that are damaged or lack one of the rounds 1 to `rounds`. Raises BadInput."""
+    found = {n: tables.read(folder, n, ["round"])["round"].to_numpy() for n in tables.BIT_STABLE}["rounds"]
+    if not np.array_equal(found[:rounds], np.arange(1, rounds + 1)):
+        raise BadInput(f"{folder / 'rounds'} lacks some of the rounds 1 to {rounds}; its parts were removed or changed")
+
+
 @dataclass(frozen=True)
 class LoadedRun:
     """A run as it stands on disk."""
@@ -127,6 +136,7 @@ class LoadedRun:
         import pyarrow.compute as pc
 
         checkpoint = self.checkpoint
+        check_tables(self.folder, checkpoint.round)
         rows = {n: self.table(n).filter(pc.field("round") <= checkpoint.round) for n in tables.BIT_STABLE}
         return tables.digest(rows, checkpoint.tensors())
 
@@ -142,9 +152,8 @@ def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
         )
     if lacking := [n for n in ("name", "experiment", "hash") if n not in record]:
         raise BadInput(f"{folder / 'experiment.json'} is damaged: it has no {', '.join(lacking)}")
-    return LoadedRun(
-        folder,
-        record["name"],
-        Experiment.from_json(record["experiment"]),
-        Where.from_json(storage.read_json(folder / "where.json")),
-    )
+    experiment = Experiment.from_json(record["experiment"])
+    if experiment.hash != record["hash"]:
+        raise BadInput(f"{folder / 'experiment.json'} was changed since the run started; start a new run instead")
+    where = Where.from_json(storage.read_json(folder / "where.json"))
+    return LoadedRun(folder, record["name"], experiment, where)

@@ -29,6 +29,11 @@ _LOST = _FULL | _GONE | _BROKEN
 _TEMPORARY = ".tmp"
 
 
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for want of space."""
+    return error.errno in _FULL
+
+
 @dataclass(frozen=True)
 class SavedFile:
     """A file that another file lists: its path relative to the listing folder, its size and its sha256.

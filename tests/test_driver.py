@@ -60,7 +60,9 @@ def driver(e: Experiment, folder: Path) -> tuple[Driver, Plan, ServerState]:
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_charges(name: str, tmp_path: Path) -> None:
-    """As in the table of state and traffic of the methods; a vector that was sent in an earlier phase is not sent again."""
+    """As in the table of state and traffic of the methods; a vector that was sent in an earlier phase is not sent
+    again.
+    """
     d, plan, state = driver(problem(ALGORITHMS[name](), 1 if name == "sgd" else 6), tmp_path)
     talk = d.play(state, 1).talk
     communications, down, up = CHARGES[name]

@@ -119,7 +119,7 @@ def load_recipe(path: Path) -> Experiment:
         experiment = make()
     except BadInput as e:
         raise BadInput(f"{_line(path, e)}: {e}") from e
-    except Exception as e:  # the user's code may raise anything
+    except (Exception, SystemExit) as e:  # the user's code may raise anything
         raise BadInput(f"{_line(path, e)}: recipe() raised {type(e).__name__}: {e}") from e
     if not isinstance(experiment, Experiment):
         raise BadInput(f"{path}: recipe() returned {type(experiment).__name__}, not a raygrad.Experiment")
@@ -143,7 +143,7 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as e:  # the user's code may raise anything
+    except (Exception, SystemExit) as e:  # the user's code may raise anything
         del sys.modules[name]
         if isinstance(e, SyntaxError) and e.filename == str(path):
             raise BadInput(f"{path}, line {e.lineno}: {e.msg}") from e
@@ -192,9 +192,9 @@ def check_reachable(where: Where, run_root: Path) -> None:
     if not os.access(run_root, os.R_OK | os.W_OK | os.X_OK):
         raise BadInput(f"the run root {run_root} cannot be read and written; choose another --run-root")
     if where.on == "ray":
-        from raygrad.onray.cluster import check_address
+        from raygrad.onray.cluster import check
 
-        check_address(where)
+        check(where)
 
 
 def algorithm_note(experiment: Experiment) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from raygrad.commands import options, output
-from raygrad.errors import BelowQuorum, Diverged, RaygradError, Stopped
+from raygrad.errors import BadInput, BelowQuorum, Diverged, RaygradError, Stopped
 
 if TYPE_CHECKING:
     from raygrad.experiment import Where
@@ -113,7 +113,11 @@ def run(
         except KeyboardInterrupt:
             raise Interrupted("interrupted before the first round; run the same command again") from None
         screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
-        _play(made, run_root, screen)
+        try:
+            _play(made, run_root, screen)
+        except BadInput:
+            engine.discard_unplayed(made)
+            raise
     _finish(made, run_root, quiet, report=not no_report)
 
 

@@ -31,12 +31,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygrad import storage
 from raygrad.config import kind_of
 from raygrad.data.datasets import DATASETS
 from raygrad.data.partition import PARTITIONERS, Natural, Partitioner
 from raygrad.data.source import Dataset, HasFiles, Source
 from raygrad.data.transform import Transform
-from raygrad.errors import BadInput
+from raygrad.errors import BadInput, Stopped
 from raygrad.rng import Purpose, rng
 
 SCHEMA_VERSION = 1  # of the folder; part of its name, so that a new version never reads an old folder
@@ -202,6 +203,8 @@ def prepare(
         _write(temporary, source, assignment, {**settings, "key": key}, seed, validation, progress)
         return _publish(temporary, folder, key)
     except OSError as e:
+        if storage.is_full(e):
+            raise Stopped(f"shards cannot be written under {shard_root}: {e.strerror}; free some and repeat it") from e
         raise BadInput(f"cannot write shards under {shard_root}: {e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

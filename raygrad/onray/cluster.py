@@ -13,6 +13,8 @@ import ray
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
 
+HOSTS_PER_CORE = 16
+"""How many hosts a Ray that is started here may have per core of this machine."""
 CONNECT_S = 5.0
 """How long an address may take to answer."""
 
@@ -27,7 +29,7 @@ def connected(where: Where) -> Iterator[None]:
         check_room(where)
         yield
         return
-    address = check_address(where)
+    address = check(where)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -41,9 +43,10 @@ def connected(where: Where) -> Iterator[None]:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-    except ConnectionError as e:
+    except (ConnectionError, RuntimeError, ValueError) as e:
         raise BadInput(
-            f"no Ray answers at {address} ({e}); check the address, and RAY_AUTH_MODE and the token if it asks for one"
+            f"no Ray answers at {address or 'this machine'} ({e}); check the address, and RAY_AUTH_MODE and the token "
+            "if it asks for one"
         ) from e
     try:
         check_room(where)
@@ -52,16 +55,30 @@ def connected(where: Where) -> Iterator[None]:
         ray.shutdown()
 
 
-def check_address(where: Where) -> str | None:
-    """The address of the Ray to join, None to start one. Raises BadInput if nobody listens there."""
+def check(where: Where) -> str | None:
+    """The address of the Ray to join, None to start one. Raises BadInput for what can be known to fail before that."""
     address = where.address or os.environ.get("RAY_ADDRESS")
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdigit():
-        try:
-            socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), CONNECT_S).close()
-        except (OSError, OverflowError) as e:
-            raise BadInput(f'no Ray answers at {address} ({e}); check --address ("" starts a Ray here)') from e
+    if ray.is_initialized() or address == "auto":
+        return address
+    if not address or address == "local":
+        _check_this_machine(where)
+        return None
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not (colon and port.isdigit()):
+        raise BadInput(f'address {address!r} is neither auto nor HOST:PORT; "" starts a Ray here')
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as e:
+        raise BadInput(f'no Ray answers at {address} ({e}); check --address ("" starts a Ray here)') from e
     return address
+
+
+def _check_this_machine(where: Where) -> None:
+    most = HOSTS_PER_CORE * (os.cpu_count() or 1)
+    if where.hosts > most:
+        raise BadInput(f"hosts is {where.hosts}, but this machine has {os.cpu_count()} cores; ask for at most {most}")
+    if where.gpus_per_host and where.device_type == "cpu":
+        raise BadInput("gpus_per_host is set, but the device is cpu; on a Ray that is started here set --device cuda")
 
 
 @contextmanager

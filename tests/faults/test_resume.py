@@ -17,7 +17,7 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.errors import BadInput
 from raygrad.experiment import Checkpoints, Experiment, Where
-from raygrad.run import create, extend, play, resume
+from raygrad.run import create, extend, play, resume, rounds
 from raygrad.runs import load
 from raygrad.verify import problem
 
@@ -155,3 +155,47 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is being written by another process"):
         next(play(load(run.folder)))
     going.close()
+
+
+def test_tables_that_lack_rounds_are_found_before_any_work(tmp_path: Path) -> None:
+    run = create(replace(experiment(FedGA()), rounds=6), Where(on="local"), run_root=tmp_path, name="r")
+    for _ in play(run):
+        pass
+    digest = load(run.folder).digest()
+    first = sorted((run.folder / "rounds").iterdir())[0]
+    kept = first.read_bytes()
+    first.unlink()
+    for read in (lambda: load(run.folder).digest(), lambda: next(resume(run.folder, rounds=9))):
+        with pytest.raises(BadInput, match="lacks some of the rounds 1 to 6"):
+            read()
+    first.write_bytes(b"garbage")
+    with pytest.raises(BadInput, match="is damaged"):
+        next(resume(run.folder, rounds=9))
+    first.write_bytes(kept)
+    assert load(run.folder).digest() == digest
+
+
+def test_a_damaged_final_json_is_made_again(tmp_path: Path) -> None:
+    run = create(replace(experiment(FedGA()), rounds=2), Where(on="local"), run_root=tmp_path, name="r")
+    for _ in play(run):
+        pass
+    path = run.folder / "final.json"
+    whole = path.read_text()
+    path.write_text(whole[:20])
+    assert list(resume(run.folder)) == []
+    assert path.read_text() == whole
+
+
+def test_a_start_that_fails_leaves_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BadInput("nothing here")
+
+    monkeypatch.setattr("raygrad.run.open_executor", fail)
+    with pytest.raises(BadInput, match="nothing here"):
+        next(rounds(experiment(FedGA()), Where(on="local"), run_root=tmp_path, name="r"))
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_numbers_keep_their_hash_through_json() -> None:
+    e = experiment(FedGA(lr=1, beta=0))
+    assert Experiment.from_json(json.loads(json.dumps(e.to_json()))).hash == e.hash
