@@ -58,11 +58,12 @@ def connected(where: Where) -> Iterator[None]:
 def check(where: Where) -> str | None:
     """The address of the Ray to join, None to start one. Raises BadInput for what can be known to fail before that."""
     address = where.address or os.environ.get("RAY_ADDRESS")
-    if ray.is_initialized() or address == "auto":
-        return address
     if not address or address == "local":
-        _check_this_machine(where)
+        if not ray.is_initialized():
+            _check_this_machine(where)
         return None
+    if address == "auto":
+        return address
     host, colon, port = address.rpartition(":")
     if "://" in address or not (colon and port.isdigit()):
         raise BadInput(f'address {address!r} is neither auto nor HOST:PORT; "" starts a Ray here')
