@@ -114,8 +114,9 @@ class Driver:
     schedule: Callable[[int], float] = lambda round: 1.0
 
     def play(self, state: ServerState, index: int) -> Played:
-        """Round `index`, from the state before it. Changes nothing: the caller adopts the new state and `talk.states`
-        together.
+        """Round `index`, from the state before it.
+
+        Changes nothing: the caller adopts the new state and `talk.states` together. Raises Diverged.
         """
         started = perf_counter()
         factor = self.schedule(index)
@@ -158,8 +159,12 @@ class Driver:
         lr_factor: float,
         sent: list[Tensor],
     ) -> tuple[Talk, Replies]:
-        if not np.array_equal(ask.cohort.clients, talk.cohort.clients):
-            raise TypeError(f"{ask.work.__qualname__} is asked of other clients than the cohort of its conversation")
+        asked, own = ask.cohort, talk.cohort
+        if not (np.array_equal(asked.clients, own.clients) and np.array_equal(asked.weights, own.weights)):
+            raise TypeError(
+                f"{ask.work.__qualname__} is asked of other clients than the cohort of its conversation, or with other "
+                "weights"
+            )
         phase = Phase(
             address, number, ask.work,
             {n: t.numpy() for n, t in ask.down.items()}, {n: t.numpy() for n, t in ask.each.items()}, tuple(ask.rows),

@@ -5,6 +5,7 @@ runs that go on or were stopped. Runs that differ only in their seed are one gro
 communications.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,12 @@ class Reached:
 # --- reading a run
 
 
+def experiment_hash(experiment: Mapping[str, object]) -> str:
+    """The hash of an experiment.json's settings, as `Experiment.hash` is; a test holds the two together."""
+    counted = {**experiment, "rounds": None, "init": None}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def view(run: Path) -> RunView:
     """The run in folder `run`, finished or not. Raises BadInput when it is no run folder or a file in it is damaged."""
     file = run / "experiment.json"
@@ -161,6 +168,8 @@ def view(run: Path) -> RunView:
     experiment = record.get("experiment")
     if not isinstance(experiment, dict):
         raise BadInput(f'{file} is damaged: expected the settings under "experiment"')
+    if experiment_hash(experiment) != record.get("hash"):
+        raise BadInput(f"{file} was changed since the run started: its settings are not those that were run")
     data = _json(run / "data.json", optional=True)
     names = data.get("class_names")
     final = _described(_json(run / "final.json", optional=True))

@@ -234,6 +234,7 @@ class GangRunner:
         clients, local = gang.clients.tolist(), self.spec.local
         counts = [len(self.shards.read(phase.part, c)[1]) for c in clients]
         steps = local.steps_for(counts[0]) if counts[0] else 0
+        # vmap needs one tensor to batch over, also for a method that uses no data.
         data: dict[str, Tensor] = {"slot": torch.arange(len(counts))}
         if "batches" in needs:
             size = local.batch_size

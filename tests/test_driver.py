@@ -257,8 +257,22 @@ class Boom(FedAvg):
         return super().local(task, x)
 
 
+@dataclass(frozen=True)
+class Reweighs(FedAvg):
+    """Gives its round's clients other weights."""
+
+    def round(self, state: State, cohort: Cohort) -> Round:
+        other = Cohort(cohort.clients, 2 * cohort.weights, cohort.population)
+        r = yield Ask(self.local, other, {"x": state.x})
+        return replace(state, x=state.x + r.mean("delta"))
+
+
 def test_misuse_is_named(tmp_path: Path) -> None:
-    for algorithm, message in ((Elsewhere(), "other clients than the cohort"), (TakesAName(), "a name that is taken")):
+    for algorithm, message in (
+        (Elsewhere(), "other clients than the cohort"),
+        (Reweighs(), "or with other weights"),
+        (TakesAName(), "a name that is taken"),
+    ):
         d, _, state = driver(problem(algorithm), tmp_path)
         with pytest.raises(TypeError, match=message):
             d.play(state, 1)

@@ -43,7 +43,13 @@ def experiment(run: Path, seed: int = 0, rounds: int = 6, mode: str = "validatio
         "metrics": ["accuracy"],
         "evaluation": {"mode": mode, "every": 2},
     }
-    record(run / "experiment.json", name=run.parent.name, id=run.name, hash="ab" * 32, experiment=settings)
+    record(
+        run / "experiment.json",
+        name=run.parent.name,
+        id=run.name,
+        hash=report.experiment_hash(settings),
+        experiment=settings,
+    )
 
 
 def make(
@@ -645,3 +651,19 @@ def test_a_report_reads_tables_only() -> None:
             "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables", "raygrad.errors"
         }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
+
+
+def test_an_experiment_that_was_edited_is_not_reported_as_what_ran(tmp_path: Path) -> None:
+    run = make(tmp_path / "name" / "id", [0.5, 0.6])
+    file = run / "experiment.json"
+    file.write_text(file.read_text().replace('"beta": 0.05', '"beta": 0.5'))
+    with pytest.raises(BadInput, match="was changed since the run started"):
+        report.view(run)
+
+
+def test_the_hash_is_the_experiments() -> None:
+    from raygrad.recipes import RECIPES
+
+    for make_experiment in RECIPES.values():
+        e = make_experiment()
+        assert report.experiment_hash(json.loads(json.dumps(e.to_json()))) == e.hash

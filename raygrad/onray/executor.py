@@ -198,8 +198,9 @@ class RayExecutor:
     def _submit(
         self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], reference: Any, exhausted: bool
     ) -> None:
-        """Give waiting gangs to hosts with room. The last gangs are not queued behind others: who is free first takes
-        them.
+        """Give waiting gangs to hosts with room.
+
+        The last gangs are not queued behind others: who is free first takes them.
         """
         while True:
             ready = [h for h in self.hosts if h.name]

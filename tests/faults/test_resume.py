@@ -87,7 +87,7 @@ def test_killed_and_resumed(
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(folder, run)
         killed = lab.play(run, **killer)["killed"]
-        killer = {name: value * 0.7 if name == "after_s" else value for name, value in killer.items()}
+        killer = {name: value * 0.7 if name == "after_s" else max(1, value // 2) for name, value in killer.items()}
     if moment % 10 == 1:
         request.getfixturevalue("ray_local")
         for _ in resume(run, where=Where(on="ray", hosts=1 + moment // 10)):
