@@ -165,7 +165,10 @@ def _write_experiment(folder: Path, name: str, experiment: Experiment) -> None:
 def _partition_rows(plan: Plan) -> dict[str, Any]:
     s = plan.shards
     counts = s.label_counts
-    lists = None if counts is None else pa.array(list(counts), pa.list_(pa.int64()))
+    lists = None
+    if counts is not None:
+        flat = np.ascontiguousarray(counts, np.int64).reshape(-1)
+        lists = pa.ListArray.from_arrays(np.arange(s.clients + 1, dtype=np.int32) * counts.shape[1], flat)
     return {
         "round": np.zeros(s.clients, np.int32),
         "client": np.arange(s.clients),

@@ -213,6 +213,34 @@ class Natural:
         return _by_owner("natural", natural.astype(np.int64, copy=False), there)
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """The data set's own n clients again and again, up to `clients`: client i holds what client i mod n holds.
+
+    For measuring how a run scales with the number of clients without storing data for each. The ids are not a function
+    of the labels, so `raygrad.data.shards.prepare` calls `group` in place of `assign`, and stores n shards.
+    """
+
+    clients: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _check_clients("repeated", self.clients)
+
+    def assign(self, labels: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
+        """Always raises BadInput: labels do not say whose they are."""
+        return Natural().assign(labels, classes, seed)
+
+    def group(self, natural: np.ndarray) -> list[np.ndarray]:
+        """The examples of each of the n stored clients; see `Natural.group`."""
+        stored = Natural().group(natural)
+        if self.clients < len(stored):
+            raise BadInput(
+                f"partition repeated: clients = {self.clients}, fewer than the data set's own {len(stored)}; "
+                "use at least as many, so that no example is left out"
+            )
+        return stored
+
+
 PARTITIONERS: dict[str, type] = {
     "iid": IID,
     "labels": Labels,
@@ -220,6 +248,7 @@ PARTITIONERS: dict[str, type] = {
     "quantity": Quantity,
     "mixture": Mixture,
     "natural": Natural,
+    "repeated": Repeated,
 }
 """Every partitioner by the name that commands and experiments use."""
 

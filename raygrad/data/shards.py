@@ -5,11 +5,12 @@ A folder of shards holds
     train.arrow       one record batch per client, in the order of the clients
     validation.arrow  the same; a client's batch may have no rows
     test.arrow        batches of 1000 examples
-    examples.npy      [2, N] int64, examples per client: train, validation
-    labels.npy        [N, classes] int32, training examples per client and class (classification only)
+    examples.npy      [2, n] int64, examples per client: train, validation
+    labels.npy        [n, classes] int32, training examples per client and class (classification only)
     meta.json         everything else, written last
 
-with the columns `x`, a fixed-size list of uint8, float32 or float64, and `y`, int64 or float64. Processes on one
+for n stored clients, which are all N of them unless the partition is `repeated`: then client i reads shard i mod n. The
+files have the columns `x`, a fixed-size list of uint8, float32 or float64, and `y`, int64 or float64. Processes on one
 machine share the pages. Nothing in the folder is ever unpickled.
 """
 
@@ -34,7 +35,7 @@ import pyarrow as pa
 from raygrad import storage
 from raygrad.config import kind_of
 from raygrad.data.datasets import DATASETS
-from raygrad.data.partition import PARTITIONERS, Natural, Partitioner
+from raygrad.data.partition import PARTITIONERS, Natural, Partitioner, Repeated
 from raygrad.data.source import Dataset, HasFiles, Source
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput, Stopped
@@ -69,9 +70,10 @@ class Shards:
         self.classes: int | None = None if classes is None else int(classes)
         self.class_names: tuple[str, ...] = tuple(meta["class_names"])
         self.transform = Transform.from_json(meta["transform"])
-        self.examples: np.ndarray = examples[0]
-        self.validation_examples: np.ndarray = examples[1]
-        self.clients = len(self.examples)
+        self.clients = int(meta["clients"])
+        self.stored = examples.shape[1]
+        self.examples: np.ndarray = self._for_all(examples[0])
+        self.validation_examples: np.ndarray = self._for_all(examples[1])
         self.test_examples = int(meta["test_examples"])
         self.test_batches = -(-self.test_examples // TEST_BATCH)
         self._readers: dict[str, pa.ipc.RecordBatchFileReader] = {}
@@ -98,12 +100,16 @@ class Shards:
     def __repr__(self) -> str:
         return f"Shards({str(self.path)!r}, clients={self.clients})"
 
+    def _for_all(self, rows: np.ndarray) -> np.ndarray:
+        """What is stored once for each shard [n, ...], client by client [N, ...]."""
+        return rows if self.clients == self.stored else np.resize(rows, (self.clients, *rows.shape[1:]))
+
     @cached_property
     def label_counts(self) -> np.ndarray | None:
         """Training examples per client and class [N, classes] int32, a read-only memory map; None for regression."""
         if self.classes is None:
             return None
-        return np.load(self.path / "labels.npy", mmap_mode="r", allow_pickle=False)
+        return self._for_all(np.load(self.path / "labels.npy", mmap_mode="r", allow_pickle=False))
 
     def read(self, part: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Record batch `index` of a part: x [n, *shape] and y [n], read-only views of the mapped file.
@@ -120,7 +126,7 @@ class Shards:
         if not 0 <= index < batches:
             raise IndexError(f"{part} has {batches} batches, there is none with number {index}")
         try:
-            batch = reader.get_batch(int(index))
+            batch = reader.get_batch(int(index) if part == "test" else int(index) % self.stored)
         except (OSError, ValueError) as e:
             raise BadInput(f"{self.path / part}.arrow: record batch {index} is damaged ({e}); {_AGAIN}") from e
         x = batch.column(0).values.to_numpy(zero_copy_only=True, writable=False)
@@ -141,7 +147,7 @@ class Shards:
             reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
         except (OSError, ValueError) as e:
             raise BadInput(f"{path}: not an Arrow IPC file, or damaged ({e}); {_AGAIN}") from e
-        expected = self.test_batches if part == "test" else self.clients
+        expected = self.test_batches if part == "test" else self.stored
         if reader.num_record_batches != expected:
             raise BadInput(f"{path}: {reader.num_record_batches} record batches, expected {expected}; {_AGAIN}")
         self._readers[part] = reader
@@ -200,7 +206,8 @@ def prepare(
     temporary = shard_root / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
-        _write(temporary, source, assignment, {**settings, "key": key}, seed, validation, progress)
+        clients = partitioner.clients if isinstance(partitioner, Repeated) else len(assignment)
+        _write(temporary, source, assignment, clients, {**settings, "key": key}, seed, validation, progress)
         return _publish(temporary, folder, key)
     except OSError as e:
         if storage.is_full(e):
@@ -267,10 +274,11 @@ def _check_source(source: Source, name: str) -> None:
 
 
 def _assign(partitioner: Partitioner, source: Source, seed: int, name: str) -> list[np.ndarray]:
-    if isinstance(partitioner, Natural):
+    if isinstance(partitioner, Natural | Repeated):
         if source.natural is None:
+            kind = kind_of(partitioner, PARTITIONERS)
             raise BadInput(
-                f"partition natural: the data set {name} has no clients of its own; choose another partitioner"
+                f"partition {kind}: the data set {name} has no clients of its own; choose another partitioner"
             )
         return partitioner.group(source.natural)
     assignment = partitioner.assign(source.train.y, source.classes or 0, seed)
@@ -351,6 +359,7 @@ def _write(
     folder: Path,
     source: Source,
     assignment: list[np.ndarray],
+    clients: int,
     settings: Mapping[str, object],
     seed: int,
     validation: float,
@@ -358,13 +367,13 @@ def _write(
 ) -> None:
     """Every file of the folder, meta.json last, flushed to the disk."""
     x, y = source.train.x, source.train.y
-    clients, classes = len(assignment), source.classes
-    examples = np.zeros((2, clients), np.int64)
+    stored, classes = len(assignment), source.classes
+    examples = np.zeros((2, stored), np.int64)
     with ExitStack() as stack:
         train, held_out, test = (stack.enter_context(_PartWriter(folder / f"{part}.arrow", source)) for part in PARTS)
         label_file = None if classes is None else stack.enter_context((folder / "labels.npy").open("wb"))
         if label_file is not None:
-            header = {"descr": "<i4", "fortran_order": False, "shape": (clients, classes)}
+            header = {"descr": "<i4", "fortran_order": False, "shape": (stored, classes)}
             np.lib.format.write_array_header_1_0(label_file, header)
         for client, indices in enumerate(assignment):
             strata = np.zeros(len(indices), np.int64) if classes is None else y[indices]
@@ -375,14 +384,14 @@ def _write(
             examples[:, client] = len(kept), len(apart)
             if label_file is not None:
                 label_file.write(np.bincount(y[kept], minlength=classes or 0).astype("<i4").data)
-            if progress is not None and ((client + 1) % max(1, clients // 100) == 0 or client + 1 == clients):
-                progress(client + 1, clients)
+            if progress is not None and ((client + 1) % max(1, stored // 100) == 0 or client + 1 == stored):
+                progress(client + 1, stored)
         for start in range(0, len(source.test), TEST_BATCH):
             rows = slice(start, start + TEST_BATCH)
             test.write(source.test.x[rows], source.test.y[rows], f"test examples from {start}")
     np.save(folder / "examples.npy", examples, allow_pickle=False)
 
-    content = {
+    content: dict[str, object] = {
         "shape": x.shape[1:],
         "dtype": str(x.dtype),
         "classes": classes,
@@ -391,6 +400,8 @@ def _write(
             part: writer.content.hexdigest() for part, writer in zip(PARTS, (train, held_out, test), strict=True)
         },
     }
+    if clients != stored:
+        content["clients"] = clients
     meta = {
         "schema_version": SCHEMA_VERSION,
         **settings,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygrad.data.datasets import Digits, Idx, SyntheticLogistic, SyntheticQuadratic
-from raygrad.data.partition import IID, Dirichlet, Labels, Natural, Partitioner
+from raygrad.data.partition import IID, Dirichlet, Labels, Natural, Partitioner, Repeated
 from raygrad.data.shards import Shards, prepare, validation_rows
 from raygrad.data.source import Examples, Source
 from raygrad.data.transform import Transform
@@ -155,6 +155,26 @@ def test_a_natural_partition_and_regression(tmp_path: Path) -> None:
         made(tmp_path, Digits(), Natural())
     with pytest.raises(BadInput, match="needs class labels"):
         made(tmp_path, quadratic, Labels(4))
+
+
+def test_repeated_clients_share_the_stored_shards(tmp_path: Path) -> None:
+    data = SyntheticLogistic(clients=5, examples=12, features=3, classes=4)
+    own, many = made(tmp_path, data, Natural()), made(tmp_path, data, Repeated(clients=1_000_003))
+    assert many.clients == len(many.examples) == len(many.validation_examples) == 1_000_003
+    assert many.id != own.id
+    for client in (0, 4, 5, 777, 1_000_002):
+        for part in ("train", "validation"):
+            for mine, theirs in zip(many.read(part, client), own.read(part, client % 5), strict=True):
+                assert np.array_equal(mine, theirs)
+        assert many.examples[client] == own.examples[client % 5]
+        assert np.array_equal(many.label_counts[client], own.label_counts[client % 5])  # type: ignore[index]
+    assert (many.path / "train.arrow").stat().st_size == (own.path / "train.arrow").stat().st_size
+    with pytest.raises(IndexError):
+        many.read("train", 1_000_003)
+    with pytest.raises(BadInput, match="fewer than the data set's own 5"):
+        made(tmp_path, data, Repeated(clients=4))
+    with pytest.raises(BadInput, match=r"repeated: .* no clients of its own"):
+        made(tmp_path, Digits(), Repeated(clients=100))
 
 
 def test_all_bytes_are_a_function_of_the_settings(tmp_path: Path) -> None:
