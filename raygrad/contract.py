@@ -71,12 +71,30 @@ class Task(Protocol):
         """The gradient of the mean loss over the whole shard, each example once, at `x` [d] -> [d]."""
         ...
 
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        """The Hessian of the mean loss over the whole shard at `x` [d], times `v` [d] -> [d].
+
+        It is the derivative of the conversation's first full gradient: the same augmented examples, and the dropout
+        masks that `full_grad` has where a first phase begins with it. Raises NotImplementedError where the model has an
+        operation that cannot be differentiated twice.
+        """
+        ...
+
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         """Sums over the shard at `x` [d], in evaluation mode: `loss`, each metric, and `count`; all 0-d."""
         ...
 
     def lr(self, base: float) -> float:
         """The step size of this round: `base` times the schedule's factor."""
+        ...
+
+
+@runtime_checkable
+class Descends(Protocol):
+    """A task that can make its K plain steps at once, faster than one by one and with the same bits."""
+
+    def descend(self, start: Tensor, lr: float) -> Tensor | None:
+        """The iterate [d] after K steps of SGD from `start` [d]; None where it cannot (clipping, full batches)."""
         ...
 
 

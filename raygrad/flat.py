@@ -4,16 +4,21 @@ The vector holds the trainable parameters in the order of `named_parameters`. Th
 that the module needs to compute: BatchNorm's running statistics, constant tables, frozen parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raygrad.models import Model
 from raygrad.rng import Purpose, torch_seed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """`loss(output, target) -> [B]`, one value per example."""
+
+_ONCE_ONLY = ("is not implemented", "is not supported", "differentiate twice")
+"""What torch says of an operation that has no second derivative."""
 
 
 class FlatModel:
@@ -30,7 +35,14 @@ class FlatModel:
         self.shapes = [p.shape for p in trainable.values()]
         self.sizes = [p.numel() for p in trainable.values()]
         self.dtype, self.device = dtype, torch.device(device)
-        self._params = list(trainable.values())
+        self._params: list[Tensor] = list(trainable.values())
+        names = {id(p): name for name, p in trainable.items()}
+        self._places = {  # every place of a parameter, also where layers share it: its name
+            f"{prefix}.{key}".lstrip("."): names[id(p)]
+            for prefix, layer in self.module.named_modules()
+            for key, p in layer.named_parameters(recurse=False)
+            if id(p) in names
+        }
         self._flat = torch.cat(
             [torch.empty(0, dtype=dtype, device=device), *(p.detach().flatten() for p in self._params)]
         )
@@ -58,8 +70,10 @@ class FlatModel:
         return self._flat.clone()
 
     def load(self, x: Tensor) -> None:
-        """Set the parameters to `x` [d]."""
-        self._flat.copy_(x)
+        """Make the parameters views into `x` [d], without a copy; nothing here writes to them."""
+        self._flat = x.detach()
+        for p, view in zip(self._params, self.split(self._flat).values(), strict=True):
+            p.data = view
 
     def buffers(self) -> Tensor:
         """A copy of the current buffers [b], in the model's dtype. Raises TypeError if their size changed."""
@@ -80,17 +94,88 @@ class FlatModel:
                 t.copy_(part if t.is_floating_point() else part.round())
                 start += t.numel()
 
-    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
-        """The summed loss's gradient [d] and value [] at `x` [d], on the module in place."""
+    def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, loss: Loss, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`scale` times the summed loss's gradient [d], and the sum [], at `x` [d], on the module in place."""
         self.load(x)
+        grads, value = self._grads(inputs, targets, loss, scale)
+        return torch.cat([g.flatten() for g in grads]), value
+
+    def _grads(self, inputs: Tensor, targets: Tensor, loss: Loss, scale: float) -> tuple[list[Tensor], Tensor]:
         value = loss(self.module(inputs), targets).sum()
-        grads = torch.autograd.grad(value, self._params, allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._params, strict=True)]
-        return torch.cat([g.flatten() for g in flat]), value.detach()
+        root = torch.full_like(value, scale)
+        grads = torch.autograd.grad(value, self._params, root, allow_unused=True)
+        return [
+            torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._params, strict=True)
+        ], value.detach()
+
+    def descend(
+        self, x: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, lr: float, weight_decay: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The iterate [d] after one step of SGD on the mean loss of each batch, and the mean losses.
+
+        The bits of the same steps made with `grad`, but the gradients stay where autograd wrote them: a step is one
+        pass over the parameters.
+        """
+        y, losses = x.clone(), []
+        self.load(y)
+        with torch.no_grad():
+            for inputs, targets in batches:
+                with torch.enable_grad():
+                    grads, value = self._grads(inputs, targets, loss, 1 / len(targets))
+                losses.append(value / len(targets))
+                if weight_decay:
+                    torch._foreach_add_(grads, self._params, alpha=weight_decay)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_add_(self._params, grads, alpha=-lr)  # pyright: ignore[reportPrivateImportUsage]
+        return y, losses
+
+    def hvp(self, x: Tensor, v: Tensor, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+        """The summed loss's Hessian at `x` [d], times `v` [d] -> [d], on the module in place.
+
+        Raises NotImplementedError as `twice_differentiable` does.
+        """
+        self.load(x)
+        self.module.zero_grad()
+        with self.twice_differentiable():
+            value = loss(self.module(inputs), targets).sum()
+            grads = torch.autograd.grad(value, self._params, create_graph=True, allow_unused=True)
+            known = [(g, u) for g, u in zip(grads, self.split(v).values(), strict=True) if g is not None]
+            curved = [(g, u) for g, u in known if g.requires_grad]
+            if not curved:  # the loss is linear in every parameter
+                return torch.zeros_like(x)
+            outputs, directions = zip(*curved, strict=True)
+            try:  # not autograd.grad, which passes over operations that refuse to be differentiated twice
+                torch.autograd.backward(outputs, directions)
+                products = [p.grad for p in self._params]
+            finally:
+                self.module.zero_grad()
+        flat = [torch.zeros_like(p) if h is None else h for h, p in zip(products, self._params, strict=True)]
+        return torch.cat([h.flatten() for h in flat])
+
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """Inside, torch takes kernels that have second derivatives instead of faster ones that lack them.
+
+        Raises NotImplementedError where an operation has none at all.
+        """
+        recurrent = any(isinstance(layer, nn.RNNBase) for layer in self.module.modules())
+        with ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if recurrent and self.device.type == "cuda":
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False, deterministic=True))
+            try:
+                yield
+            except RuntimeError as e:
+                if not any(said in str(e) for said in _ONCE_ONLY):
+                    raise
+                name = type(self.module).__name__
+                raise NotImplementedError(f"the model ({name}) has no second derivative: {e}") from e
 
     def call(self, x: Tensor, inputs: Tensor) -> Tensor:
         """The module's output at `x` [d], without touching its own parameters (for `torch.func`)."""
-        return torch.func.functional_call(self.module, self.split(x), (inputs,))
+        parts = self.split(x)
+        placed = {place: parts[name] for place, name in self._places.items()}
+        # Told every place, torch need not tie them itself, which breaks a module with a layer that comes twice.
+        return torch.func.functional_call(self.module, placed, (inputs,), tie_weights=False)
 
     def state_dict(self) -> Mapping[str, Tensor]:
         """The module's state dict; its entries share memory with this model."""

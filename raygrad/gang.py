@@ -62,8 +62,8 @@ class GangReply:
 
 
 def cut(clients: np.ndarray, weights: np.ndarray, size: int) -> list[Gang]:
-    """The cohort in gangs of at most `size`, as even as can be; at least three where there are three clients."""
-    count = max(-(-len(clients) // size), min(3, len(clients)))
+    """The cohort in gangs of at most `size`, as even as can be."""
+    count = -(-len(clients) // size)
     ends = [len(clients) * i // count for i in range(count + 1)]
     return [Gang(i, a, clients[a:b], weights[a:b]) for i, (a, b) in enumerate(pairwise(ends))]
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raygrad.contract import Task
+from raygrad.contract import Descends, Task
 from raygrad.errors import BadInput
 
 Direction = Callable[[Tensor, Tensor], Tensor]
@@ -71,6 +71,8 @@ def step(task: Task, y: Tensor, g: Tensor, lr: float) -> Tensor:
 
 def sgd(task: Task, start: Tensor, lr: float, direction: Direction | None = None) -> Tensor:
     """The iterate [d] after the task's K mini-batch steps from `start` [d] with step size `lr`."""
+    if direction is None and isinstance(task, Descends) and (end := task.descend(start, lr)) is not None:
+        return end
     y = start
     for batch in task.batches:
         g = task.grad(y, batch)

@@ -208,37 +208,104 @@ def _told(v: RunView) -> str:
     return " ".join(said)
 
 
+_PANELS = (
+    ("r(x)", ("r",), True),
+    ("‖∇r(x)‖", ("r_gradient_norm",), True),
+    ("gradient diversity n·Δ", ("diversity",), True),
+    ("mean cosine of client gradients", ("cosine", "pairwise_cosine"), False),
+    ("client drift", ("drift",), True),
+    ("accuracy per client", ("client_accuracy", "worst_accuracy"), False),
+)
+"""Title, measures, and whether a log scale may be taken, of each panel about one run."""
+_ASIDE = {"pairwise_cosine": ("between two clients", 1), "worst_accuracy": ("worst tenth of the clients", 2)}
+"""Label and look of the curves that share a panel with one of all clients."""
+
+
 def _alignment(groups: Sequence[Group]) -> list[str]:
-    """r(x), gradient diversity and cosines over communications."""
+    """What the probes measured, over communications, and what theory says of a single run."""
     views = [v for g in groups for v in g.runs]
+    known = _theory(views[0]) if len(views) == 1 else ""
     probed = [v for v in views if len(v.probes.round)]
     if not probed:
-        return []
-    series = _series(groups)
+        return ["<h2>Gradient alignment</h2>", known] if known else []
+    measured = {name for v in probed for name in v.probes.named}
     counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
     clients = " or ".join(f"{n:,}" for n in counts)
+    caption = _measures(clients, measured)
     panels = []
-    for i, (name, _) in enumerate(probed[0].probes.named):
-        title = f"{name} (n = {clients})" if "n·Δ" in name else name
-        curves = [pictures.Curve(g.label, *_mean_probe(g, i), s) for g, s in zip(groups, series, strict=True)]
-        panels.append(pictures.Panel(title, "communications", curves, log="cosine" not in name))
-    caption = (
-        f"How well the gradients g_i of n = {clients} fixed clients agree, where g is their mean: "
-        "r(x) = 1/(2n) Σ |g_i − g|²; gradient diversity n·Δ = 1/n Σ |g_i|² / |g|², which is 1 where all gradients are "
-        "equal; the mean cosine between g_i and g. "
-    )
     if len(views) == 1:
+        for title, names, log in _PANELS:
+            curves = [
+                pictures.Curve(label, *_mean_probe(groups[0], name), look)
+                for name in names
+                for label, look in (_ASIDE.get(name, ("all clients", 0)),)
+                if name in measured
+            ]
+            panels.append(pictures.Panel(_counted(title, clients), "communications", curves, log=log))
         changes = [
-            f"{name} from {number(y[0])} to {number(y[-1])}" if len(y) > 1 else f"{name} {number(y[0])}"
-            for name, y in views[0].probes.named
+            f"{report.PROBED[name]} {' to '.join(number(y) for _, y in views[0].probes.ends(name))}"
+            for name in views[0].probes.named
         ]
         caption += f"Here: {', '.join(changes)}."
     else:
+        series, logs = _series(groups), {name: log for _, names, log in _PANELS for name in names}
+        for name, title in report.PROBED.items():
+            if name in measured:
+                curves = [
+                    pictures.Curve(g.label, *_mean_probe(g, name), s) for g, s in zip(groups, series, strict=True)
+                ]
+                panels.append(pictures.Panel(_counted(title, clients), "communications", curves, log=logs[name]))
         caption += _legend(groups, series)
-    return [
-        "<h2>Gradient alignment</h2>",
-        _figure(pictures.lines([panels]), "alignment", "Gradient alignment", caption),
+    shown = [p for p in panels if p.curves]
+    grid = [shown[i : i + 3] for i in range(0, len(shown), 3)]
+    drawing = _figure(pictures.lines(grid), "alignment", "Gradient alignment", caption.strip())
+    return ["<h2>Gradient alignment</h2>", drawing, known]
+
+
+def _counted(title: str, clients: str) -> str:
+    return f"{title} (n = {clients})" if "n·Δ" in title else title
+
+
+def _measures(clients: str, measured: set[str]) -> str:
+    """What the panels show."""
+    said = [
+        f"How well the gradients g_i of n = {clients} fixed clients agree, where g is their mean: "
+        "r(x) = 1/(2n) Σ |g_i − g|², estimated for all clients; "
     ]
+    if "r_gradient_norm" in measured:
+        said.append("the norm of its gradient ∇r(x) = 1/n Σ H_i (g_i − g); ")
+    said.append(
+        "gradient diversity n·Δ = 1/n Σ |g_i|² / |g|², which is 1 where all gradients are equal; the mean cosine "
+        "between g_i and g"
+    )
+    said.append(", and between g_i and g_j. " if "pairwise_cosine" in measured else ". ")
+    if "drift" in measured:
+        said.append(
+            "Client drift: the root mean square distance of the clients' iterates from their mean, after the round's "
+            "local steps of plain SGD from x. "
+        )
+    if "client_accuracy" in measured:
+        said.append("Accuracy per client: the mean over clients, and over the worst tenth of them. ")
+    return "".join(said)
+
+
+def _theory(v: RunView) -> str:
+    """The net alignment coefficient in a sentence, where it is known."""
+    net = report.net_alignment(v)
+    if net is None:
+        return ""
+    formula = "" if net.beta is None else "−αK(β − α(K−1)/2) = "
+    said = (
+        f"To second order, a round is K steps of gradient descent plus c ∇r(x), with c = {formula}"
+        f"{net.coefficient:+.4g} at {net.at}; {net.meaning}."
+    )
+    if net.beta is not None:
+        to_scaffold, to_sgd = report.matching_betas(net.alpha, net.steps)
+        said += (
+            f" β = α(K−1)/2 = {number(to_scaffold)} would align as much as SCAFFOLD (c = 0), β = αK/2 = "
+            f"{number(to_sgd)} as much as sequential SGD (c = −Kα²/2)."
+        )
+    return f'<p class="note">{escape(said)}</p>'
 
 
 def _participation(v: RunView) -> list[str]:
@@ -312,11 +379,11 @@ def _mean_over_seeds(g: Group, measure: Curved, axes: Sequence[Axis]) -> dict[Ax
     return {a: _line(x, rows) for a, x in xs.items()}
 
 
-def _mean_probe(g: Group, measure: int) -> Line:
+def _mean_probe(g: Group, measure: str) -> Line:
     """The group's curve of one alignment measure over communications."""
     xs = [_communications_at(v, v.probes.round) for v in g.runs]
     common = _common(xs)
-    rows = np.stack([v.probes.named[measure][1][i] for v, i in zip(g.runs, common, strict=True)])
+    rows = np.stack([v.probes.values[measure][i] for v, i in zip(g.runs, common, strict=True)])
     return _line(xs[0][common[0]], rows)
 
 

@@ -33,6 +33,8 @@ MOST_CLIENTS = {("loop", "cpu"): 4, ("loop", "cuda"): 4, ("vmap", "cpu"): 16, ("
 """The largest gang by mode and device type."""
 GANGS = 4
 """A cohort is cut into a multiple of this many gangs where it can be, so that 1, 2 or 4 hosts have equal shares."""
+FEWEST_CLIENTS = {"loop": 1, "vmap": 4}
+"""Where gangs would be smaller than this, half as many are cut: their fixed cost would exceed what more hosts save."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,8 @@ def choose_gangs(
         most = max(1, min(most, VMAP_GANG_BYTES // bytes_each))
     if cohort < GANGS:
         return Gangs(1, mode), notes
-    gangs = GANGS * ceil(cohort / (GANGS * most))
+    count = GANGS if cohort >= GANGS * FEWEST_CLIENTS[mode] else GANGS // 2
+    gangs = count * ceil(cohort / (count * most))
     return Gangs(ceil(cohort / gangs), mode), notes
 
 

@@ -29,21 +29,37 @@ PAPER_PROTOCOL = "paper's protocol: best over the run, no validation set"
 _SCHEMA_VERSION = 1
 
 
+PROBED = {
+    "r": "r(x)",
+    "r_gradient_norm": "‖∇r(x)‖",
+    "diversity": "gradient diversity n·Δ",
+    "cosine": "mean cosine to the mean gradient",
+    "pairwise_cosine": "mean cosine between clients' gradients",
+    "drift": "client drift",
+    "client_accuracy": "accuracy per client",
+    "worst_accuracy": "accuracy of the worst tenth of clients",
+}
+"""The measures of the table `probes` that reports show, under the names that they have there."""
+
+
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """The alignment of the clients' gradients, measured after some rounds; all arrays [p]."""
+    """The alignment of the clients, measured after some rounds; all arrays [p]."""
 
     round: np.ndarray
     clients: np.ndarray
-    r: np.ndarray
-    diversity: np.ndarray
-    cosine: np.ndarray
+    values: Mapping[str, np.ndarray]  # by the keys of `PROBED`; NaN where not measured
 
     @property
-    def named(self) -> list[tuple[str, np.ndarray]]:
-        """The three measures under the names that tables and pictures give them."""
-        names = ("r(x)", "gradient diversity n·Δ", "mean cosine to the mean gradient")
-        return list(zip(names, (self.r, self.diversity, self.cosine), strict=True))
+    def named(self) -> dict[str, np.ndarray]:
+        """The measures that were measured at least once, by the keys of `PROBED`."""
+        return {name: self.values[name] for name in PROBED if not np.isnan(self.values[name]).all()}
+
+    def ends(self, name: str) -> list[tuple[int, float]]:
+        """The first and the last value of a measure, each with its round; one of them if there is only one."""
+        y = self.values[name]
+        at = np.flatnonzero(~np.isnan(y))
+        return [(int(self.round[i]), float(y[i])) for i in dict.fromkeys((int(at[0]), int(at[-1])))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +223,7 @@ def view(run: Path) -> RunView:
         test_accuracy=rounds["test_accuracy"],
         test_loss=rounds["test_loss"],
         newest=_newest(run, measured),
-        probes=Probes(probes["round"], probes["clients"], probes["r"], probes["diversity"], probes["cosine"]),
+        probes=Probes(probes["round"], probes["clients"], {name: probes[name] for name in PROBED}),
     )
 
 
@@ -307,11 +323,10 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
         rows.append(("virtual time", _seconds_text(float(v.virtual_s[-1]))))
     rows += _measured(v)
     p = v.probes
-    if len(p.round):
-        last = f"(round {p.round[-1]:,}), n = {p.clients[-1]:,} clients"
-        for label, y in p.named:
-            start = f"{number(y[0])} (round {p.round[0]:,}) → " if len(y) > 1 else ""
-            rows.append((label, f"{start}{number(y[-1])} {last}"))
+    for name in p.named:
+        told = " → ".join(f"{number(y)} (round {index:,})" for index, y in p.ends(name))
+        rows.append((PROBED[name], f"{told}, n = {p.clients[-1]:,} clients"))
+    rows += _expected(v)
     if len(v.round):
         rows.append(("clients", f"{v.clients_asked.sum():,} asked, {v.clients_answered.sum():,} answered"))
     gangs = tables.read(v.path, "operations", ["attempt", "outcome"])
@@ -319,6 +334,19 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
         repeated = gangs.filter(pc.field("attempt") > 1).num_rows
         failed = gangs.filter(pc.field("outcome") != "answered").num_rows
         rows.append(("gangs", f"{gangs.num_rows:,} attempts, {repeated:,} repeated, {failed:,} failed"))
+    return rows
+
+
+def _expected(v: RunView) -> list[tuple[str, str]]:
+    """What theory says of the run's alignment."""
+    net = net_alignment(v)
+    if net is None:
+        return []
+    rows = [("net alignment against GD", f"{net.coefficient:+.4g} ∇r(x) a round at {net.at}: {net.meaning}")]
+    if net.beta is not None:
+        to_scaffold, to_sgd = matching_betas(net.alpha, net.steps)
+        told = f"{number(to_scaffold)} as SCAFFOLD, {number(to_sgd)} as sequential SGD; here {number(net.beta)}"
+        rows.append(("β that aligns as much", told))
     return rows
 
 
@@ -358,6 +386,85 @@ def _measured(v: RunView) -> list[tuple[str, str]]:
         if f"{part} {name}" not in shown:
             rows.append((f"{part} {name}", f"{score(value)} final (round {index:,}{of if part == 'test' else ''})"))
     return rows
+
+
+# --- what theory says of a run
+
+
+@dataclass(frozen=True)
+class NetAlignment:
+    """By how much a run's rounds move along ∇r(x) more than K steps of gradient descent would."""
+
+    coefficient: float
+    alpha: float
+    beta: float | None  # None for a method without displacement
+    steps: float  # K; the mean over clients where they differ
+    at: str  # with which settings
+    meaning: str  # what the sign says
+
+
+def net_coefficient(alpha: float, steps: float, beta: float = 0.0) -> float:
+    """-alpha K (beta - alpha (K-1)/2): FedGA's round minus K steps of gradient descent, as a multiple of grad r(x).
+
+    To second order in alpha and beta, for local gradients that are right on average. beta = 0 is FedAvg, whose local
+    steps raise r: +alpha^2 K (K-1)/2. Theorem 4 of Dandi, Barba, Jaggi (arXiv 2106.13897), set against FedAvg's own
+    difference from gradient descent.
+    """
+    return -alpha * steps * (beta - alpha * (steps - 1) / 2)
+
+
+def matching_betas(alpha: float, steps: float) -> tuple[float, float]:
+    """The betas with which FedGA aligns as much as fresh SCAFFOLD (0 against gradient descent), alpha (K-1)/2, and as
+    sequential SGD (-K alpha^2/2), alpha K/2.
+    """
+    return alpha * (steps - 1) / 2, alpha * steps / 2
+
+
+def net_alignment(v: RunView) -> NetAlignment | None:
+    """What is known of a run's algorithm: FedGA (also of the user's own), GradAlign, FedAvg, fresh SCAFFOLD; else None.
+
+    K is `local.steps`, or the mean over clients of what `local.epochs` gives them; GradAlign has K = 1.
+    """
+    kind = str(v.settings.get("algorithm.kind"))
+    kind = "fedga" if kind.endswith(":FedGA") else kind
+    alpha, beta, scale = (_real(v.settings.get(f"algorithm.{f}")) for f in ("lr", "beta", "server_lr"))
+    steps = 1.0 if kind == "gradalign" else _mean_steps(v)
+    if alpha is None or steps is None or kind not in ("fedga", "gradalign", "fedavg", "scaffold-fresh"):
+        return None
+    if kind in ("fedga", "gradalign"):
+        if beta is None:
+            return None
+        net = net_coefficient(alpha, steps, beta)
+    else:
+        beta = None
+        net = 0.0 if kind == "scaffold-fresh" else net_coefficient(alpha, steps)
+    if abs(net) <= 1e-12 * (alpha * steps) ** 2:
+        net, meaning = 0.0, "the clients are aligned as much as by K steps of gradient descent"
+    elif net < 0:
+        meaning = "negative: aligns the clients more than K steps of gradient descent do"
+    else:
+        meaning = f"positive: FedAvg's own drift {'outweighs the displacement' if beta else 'raises r(x)'}"
+    at = f"α = {number(alpha)}, K = {number(steps)}{'' if steps == int(steps) else ' on average'}"
+    if scale not in (None, 1.0):
+        net, at = net * scale, f"{at}, server_lr = {number(scale)} (both sides scaled)"
+    if v.settings.get("schedule.kind", "constant") != "constant":
+        at += " before the schedule"
+    return NetAlignment(net, alpha, beta, steps, at, meaning)
+
+
+def _real(value: Leaf) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _mean_steps(v: RunView) -> float | None:
+    """K, as `raygrad.local.Local.steps_for` has it; a test holds the two together."""
+    steps, epochs = _real(v.settings.get("local.steps")), _real(v.settings.get("local.epochs"))
+    if steps is not None or epochs is None:
+        return steps
+    examples = tables.read(v.path, "partition", ["examples"])["examples"].to_numpy()
+    batch = _real(v.settings.get("local.batch_size"))  # None for "full"
+    per_epoch = np.ones(len(examples)) if batch is None else examples / batch
+    return float(np.maximum(1, np.ceil(np.round(epochs * per_epoch, 9))).mean()) if len(examples) else None
 
 
 # --- several runs

@@ -296,8 +296,8 @@ class _Player:
         if e.probe.every and played.index % e.probe.every == 0:
             cohort = fixed_cohort(p.population, e.probe.clients, e.seed)
             alignment = driver.converse(
-                AlignmentProbe().measure(played.state.algorithm.x, cohort),
-                ("probe", played.index), cohort, played.state.buffers,
+                alignment_probe(p).measure(played.state.algorithm.x, cohort),
+                ("probe", played.index), cohort, played.state.buffers, played.lr_factor,
             ).result  # fmt: skip
         return validation, test, alignment
 
@@ -449,6 +449,19 @@ def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: i
         cohort = fixed_cohort(plan.population, plan.experiment.evaluation.clients, plan.experiment.seed)
     talk = driver.converse(Evaluator(part).measure(state.algorithm.x, cohort), (part, round), cohort, state.buffers)
     return talk.result
+
+
+def alignment_probe(plan: Plan) -> AlignmentProbe:
+    """What a run's probes measure: drift where the algorithm has a step size `lr`, accuracy where it is a metric.
+
+    Accuracy is of the validation parts, or of the training parts where none are cut off.
+    """
+    e = plan.experiment
+    lr = getattr(e.algorithm, "lr", None)
+    judged = any(name.rsplit(":", 1)[-1] == "accuracy" for name in e.metrics)
+    part = "validation" if plan.shards.validation_examples.any() else "train"
+    lr = float(lr) if isinstance(lr, int | float) and not isinstance(lr, bool) else None
+    return AlignmentProbe(lr, part if judged else None)
 
 
 @contextmanager

@@ -75,10 +75,16 @@ TABLES: dict[str, pa.Schema] = {
         [
             _ROUND,
             _column("clients", pa.int32(), "clients that were measured"),
-            _column("r", pa.float64(), "the alignment regulariser r(x)"),
+            _column("r", pa.float64(), "the alignment regulariser r(x), estimated for all clients"),
             _column("gradient_norm", pa.float64(), "norm of the mean gradient"),
             _column("diversity", pa.float64(), "gradient diversity times the number of clients"),
             _column("cosine", pa.float64(), "mean cosine of the client gradients to the mean gradient"),
+            _column("r_gradient_norm", pa.float64(), "norm of the gradient of r(x); null if not measured", True),
+            _column("client_gradient_norm", pa.float64(), "mean norm of the client gradients", True),
+            _column("pairwise_cosine", pa.float64(), "mean cosine between the gradients of two clients", True),
+            _column("drift", pa.float64(), "RMS distance of the clients' iterates from their mean after K steps", True),
+            _column("client_accuracy", pa.float64(), "accuracy per client, the mean; null if not measured", True),
+            _column("worst_accuracy", pa.float64(), "accuracy per client, the mean of the worst tenth", True),
         ]
     ),
     "partition": pa.schema(

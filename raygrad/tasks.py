@@ -1,7 +1,8 @@
 """A client's work as its method sees it (`raygrad.contract.Task`): one client at a time, or in `torch.func.vmap`."""
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from raygrad.contract import Batch
 from raygrad.gang import Phase
+from raygrad.rng import Purpose, torch_seed
+from raygrad.stacked import on_plain_tensors
 
 if TYPE_CHECKING:
     from raygrad.runner import GangRunner
@@ -32,6 +35,11 @@ class _Round:
 
     def lr(self, base: float) -> float:
         return base * self._phase.lr_factor
+
+    def _record(self, loss: Tensor) -> None:
+        # What only measures reports no training loss: local steps that go astray in a probe must not stop the run.
+        if self._phase.keep_buffers:
+            self.losses.append(loss)
 
 
 class LoopTask(_Round):
@@ -59,30 +67,57 @@ class LoopTask(_Round):
         for xs, ys in self._runner.drawn(self._phase, self._client, self.steps, size):
             yield from (Batch(x, y) for x, y in zip(xs.split(size), ys.split(size), strict=True))
 
-    def _pieces(self) -> Iterator[Batch]:
-        pieces = self._runner.whole(self._phase, self._client)
+    def _pieces(self, train: bool = True) -> Iterator[Batch]:
+        pieces = self._runner.whole(self._phase, self._client, train)
         return (Batch(x, y) for x, y in pieces if len(y))
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         if batch is FULL:
             return self._whole(x)
-        g, loss = self._runner.model.grad(x, batch.x, batch.y, self._runner.loss)
-        self.losses.append(loss / len(batch.y))
-        return g.div_(len(batch.y))
+        g, loss = self._runner.model.grad(x, batch.x, batch.y, self._runner.loss, 1 / len(batch.y))
+        self._record(loss / len(batch.y))
+        return g
+
+    def descend(self, start: Tensor, lr: float) -> Tensor | None:
+        size = self._runner.spec.local.batch_size
+        if size == "full" or self.clip_norm is not None:
+            return None
+        drawn = ((b.x, b.y) for b in self._cut_batches(size))
+        y, losses = self._runner.model.descend(start, drawn, self._runner.loss, lr, self.weight_decay)
+        for loss in losses:
+            self._record(loss)
+        return y
 
     def full_grad(self, x: Tensor) -> Tensor:
-        before = self._runner.model.buffers() if self._runner.model.buffer_size else None
-        g = self._whole(x)
-        if before is not None:
-            self._runner.model.load_buffers(before)
-        return g
+        with self._buffers_kept():
+            return self._whole(x)
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        runner, total = self._runner, torch.zeros_like(x)
+        seed = torch_seed(runner.spec.seed, Purpose.DROPOUT, self.round, 0, self._client)
+        with self._buffers_kept(), torch.random.fork_rng(devices=[] if runner.device.type == "cpu" else None):
+            torch.manual_seed(seed)
+            for chunk in self._pieces():
+                total.add_(runner.model.hvp(x, v, chunk.x, chunk.y, runner.loss))
+        return total.div_(self.examples)
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """The model's buffers afterwards as they were before."""
+        model = self._runner.model
+        before = model.buffers() if model.buffer_size else None
+        try:
+            yield
+        finally:
+            if before is not None:
+                model.load_buffers(before)
 
     def _whole(self, x: Tensor) -> Tensor:
         total, loss = torch.zeros_like(x), torch.zeros((), dtype=x.dtype, device=x.device)
         for chunk in self._pieces():
             g, value = self._runner.model.grad(x, chunk.x, chunk.y, self._runner.loss)
             total, loss = total.add_(g), loss + value
-        self.losses.append(loss / self.examples)
+        self._record(loss / self.examples)
         return total.div_(self.examples)
 
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
@@ -91,7 +126,7 @@ class LoopTask(_Round):
         model.module.eval()
         sums = {name: torch.zeros((), dtype=torch.float64) for name in functions}
         with torch.no_grad():
-            for chunk in self._pieces():
+            for chunk in self._pieces(train=False):
                 out = model.module(chunk.x)
                 for name, f in functions.items():
                     sums[name] += f(out, chunk.y).sum().double().cpu()
@@ -125,37 +160,55 @@ class VmapTask(_Round):
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         if batch is FULL:
             return self.full_grad(x)
-        g, loss = self._grad(x, batch.x, batch.y, None)
-        self.losses.append(loss / len(batch.y))
-        return g / len(batch.y)
+        mean = partial(self._runner.stacked.grads, scale=1 / len(batch.y))
+        g, loss = on_plain_tensors(mean, x, batch.x, batch.y)
+        self._record(loss / len(batch.y))
+        return g
 
-    def _grad(self, x: Tensor, xs: Tensor, ys: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        def summed(p: Tensor) -> Tensor:
-            values = self._runner.loss(self._runner.model.call(p, xs), ys)
-            return values.sum() if mask is None else torch.where(mask, values, 0.0).sum()
+    def descend(self, start: Tensor, lr: float) -> Tensor | None:
+        if self._runner.spec.local.batch_size == "full" or self.clip_norm is not None:
+            return None
+        xs, ys = self._get("batches.x"), self._get("batches.y")
+        descend = partial(self._runner.stacked.descend, lr=lr, weight_decay=self.weight_decay)
+        y, losses = on_plain_tensors(descend, start, xs, ys)
+        for loss in losses:
+            self._record(loss)
+        return y
 
-        return torch.func.grad_and_value(summed)(x)
-
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        xs, ys, mask = self._get("full.x"), self._get("full.y"), self._get("full.mask")
+    def _chunks(self, what: str = "full") -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        xs, ys, mask = (self._get(f"{what}.{column}") for column in ("x", "y", "mask"))
         return zip(
             xs.split(self._runner.chunk), ys.split(self._runner.chunk), mask.split(self._runner.chunk), strict=True
         )
 
     def full_grad(self, x: Tensor) -> Tensor:
         count = self._get("full.count").to(x.dtype)
-        parts = [self._grad(x, xs, ys, mask) for xs, ys, mask in self._chunks()]
+        parts = [on_plain_tensors(self._runner.stacked.grads, x, *chunk) for chunk in self._chunks()]
         total, loss = parts[0]
         for g, value in parts[1:]:
             total, loss = total + g, loss + value
-        self.losses.append(loss / count)
+        self._record(loss / count)
         return total / count
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        count = self._get("full.count").to(x.dtype)
+
+        def summed(p: Tensor, xs: Tensor, ys: Tensor, mask: Tensor) -> Tensor:
+            values = self._runner.loss(self._runner.model.call(p, xs), ys)
+            return torch.where(mask, values, 0.0).sum()
+
+        def along(p: Tensor, xs: Tensor, ys: Tensor, mask: Tensor) -> Tensor:
+            return (torch.func.grad(summed)(p, xs, ys, mask) * v).sum()
+
+        with self._runner.model.twice_differentiable():
+            parts = [torch.func.grad(along)(x, *chunk) for chunk in self._chunks()]
+        return sum(parts[1:], parts[0]) / count
 
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         sums: dict[str, Tensor] = {}
-        for xs, ys, mask in self._chunks():
+        for xs, ys, mask in self._chunks("plain"):
             out = self._runner.model.call(x, xs)
             for name, f in self._runner.measures.items():
                 value = torch.where(mask, f(out, ys), 0.0).sum().double()
                 sums[name] = sums[name] + value if name in sums else value
-        return {**sums, "count": self._get("full.count")}
+        return {**sums, "count": self._get("plain.count")}

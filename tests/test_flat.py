@@ -82,6 +82,9 @@ class Plain:
     def full_grad(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
+    def hvp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
     def evaluate(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 

@@ -53,7 +53,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.local": (BASE | {"raygrad.contract"}, {"torch"}),
     "raygrad.samplers": (BASE | {"raygrad.contract"}, {"numpy"}),
     "raygrad.schedules": (BASE, set()),
-    "raygrad.alignment": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
+    "raygrad.alignment": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.gang": (BASE | {"raygrad.contract"}, {"numpy"}),
     "raygrad.driver": (BASE | {"raygrad.contract", "raygrad.gang"}, {"numpy", "torch"}),
 }

@@ -102,7 +102,11 @@ def make(
     return run
 
 
-def probe(run: Path, rounds: list[int], r: list[float]) -> None:
+LATER = ("r_gradient_norm", "client_gradient_norm", "pairwise_cosine", "drift", "client_accuracy", "worst_accuracy")
+"""The columns of the table `probes` that runs of old lack."""
+
+
+def probe(run: Path, rounds: list[int], r: list[float], **later: list[float | None]) -> None:
     n = len(rounds)
     put(
         run,
@@ -113,6 +117,7 @@ def probe(run: Path, rounds: list[int], r: list[float]) -> None:
         gradient_norm=[1.0] * n,
         diversity=[1 + 2 * x for x in r],
         cosine=[0.5] * n,
+        **{name: later.get(name, [None] * n) for name in LATER},
     )
 
 
@@ -148,7 +153,11 @@ def split(run: Path, counts: list[list[int]] | None, examples: list[int]) -> Non
 def whole(tmp_path: Path) -> Path:
     """A finished FedGA run with everything that a run may leave."""
     run = make(tmp_path / "digits" / "one", [None, 0.5, None, 0.9, None, 0.8])
-    probe(run, [2, 4, 6], [0.5, 0.1, 0.02])
+    probe(
+        run, [2, 4, 6], [0.5, 0.1, 0.02], r_gradient_norm=[3.0, 2.0, 1.0], client_gradient_norm=[1.0] * 3,
+        pairwise_cosine=[-0.25, None, 0.75], drift=[0.125, float("inf"), 0.25], client_accuracy=[0.3, 0.6, 0.9],
+        worst_accuracy=[0.1, 0.2, 0.7],
+    )  # fmt: skip
     split(run, [[10, 0, 0], [0, 10, 0], [5, 5, 10]], [10, 10, 20])
     put(
         run,
@@ -259,6 +268,15 @@ def test_summary(whole: Path) -> None:
     assert rows["test loss"] == "0.3000 final (round 6, 36 examples)"
     assert rows["r(x)"] == "0.5 (round 2) → 0.02 (round 6), n = 3 clients"
     assert rows["gradient diversity n·Δ"].startswith("2 (round 2) → 1.04")
+    assert rows["‖∇r(x)‖"] == "3 (round 2) → 1 (round 6), n = 3 clients"
+    assert rows["mean cosine between clients' gradients"].startswith("-0.25 (round 2) → 0.75 (round 6)")
+    assert rows["client drift"].startswith("0.125 (round 2) → 0.25")
+    assert rows["accuracy per client"].startswith("0.3 (round 2) → 0.9")
+    assert rows["accuracy of the worst tenth of clients"].startswith("0.1 (round 2) → 0.7")
+    assert rows["net alignment against GD"] == (
+        "+0.075 ∇r(x) a round at α = 0.1, K = 5: positive: FedAvg's own drift outweighs the displacement"
+    )
+    assert rows["β that aligns as much"] == "0.2 as SCAFFOLD, 0.25 as sequential SGD; here 0.05"
     assert rows["clients"] == "12 asked, 12 answered"
     assert rows["gangs"] == "3 attempts, 1 repeated, 1 failed"
 
@@ -379,6 +397,16 @@ def test_the_page_of_one_run(whole: Path, tmp_path: Path) -> None:
         "wall seconds",
         "r(x)",
         "gradient diversity n·Δ (n = 3)",
+        "‖∇r(x)‖",
+        "mean cosine of client gradients",
+        "client drift",
+        "accuracy per client",
+        "all clients",
+        "between two clients",
+        "worst tenth of the clients",
+        "accuracy per client 0.3 to 0.9",
+        "c = −αK(β − α(K−1)/2) = +0.075 at α = 0.1, K = 5; positive: FedAvg's own drift",
+        "β = α(K−1)/2 = 0.2 would align as much as SCAFFOLD (c = 0), β = αK/2 = 0.25 as much as sequential SGD",
         "who took part",
         "classes of each client",
         "raygrad run experiment.json",
@@ -389,6 +417,117 @@ def test_the_page_of_one_run(whole: Path, tmp_path: Path) -> None:
     ):
         assert text in shown.text, text
     assert "<a>" in shown.text  # a class name, as text and not as a tag
+
+
+def test_runs_of_old_show_what_they_measured(tmp_path: Path) -> None:
+    """Their tables lack columns, and are read as nothing measured."""
+    import pyarrow.parquet as pq
+
+    runs = [make(tmp_path / "digits" / f"{i}", [None, 0.5, None, 0.9], seed=i) for i in range(2)]
+    for run in runs:
+        probe(run, [2, 4], [0.5, 0.1])
+    probe(runs[1], [2, 4], [0.5, 0.1], drift=[0.5, 0.25])
+    (part,) = folder(runs[0], "probes").glob("*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(list(LATER)), part)
+    rows = dict(report.summary(runs[0]))
+    assert {"r(x)", "gradient diversity n·Δ", "mean cosine to the mean gradient"} <= set(rows)
+    assert not {"client drift", "‖∇r(x)‖", "accuracy per client"} & set(rows)
+    shown = page([runs[0]], tmp_path / "a.html").text
+    assert "r(x)" in shown and "drift:" not in shown and "between two clients" not in shown
+    assert "client drift" in page(runs, tmp_path / "b.html").text
+
+
+def test_a_measure_that_is_missing_at_the_ends_starts_later(tmp_path: Path) -> None:
+    run = make(tmp_path / "digits" / "a", [None] * 6)
+    probe(run, [2, 4, 6], [0.5, 0.1, 0.1], drift=[None, 0.5, None], pairwise_cosine=[0.1, 0.2, None])
+    rows = dict(report.summary(run))
+    assert rows["client drift"] == "0.5 (round 4), n = 3 clients"
+    assert rows["mean cosine between clients' gradients"] == "0.1 (round 2) → 0.2 (round 4), n = 3 clients"
+
+
+def test_the_net_coefficient() -> None:
+    """FedGA's round minus K steps of gradient descent is that multiple of grad r, up to third order."""
+    assert report.net_coefficient(0.1, 10, 0.45) == pytest.approx(0, abs=1e-17)
+    assert report.net_coefficient(0.1, 10, 0.5) == pytest.approx(-10 * 0.1**2 / 2)  # sequential SGD's
+    assert report.net_coefficient(0.1, 10, 0.05) == pytest.approx(8 * 10 * 0.1**2 / 2)  # beta = alpha/2: 8 to its -1
+    assert report.net_coefficient(0.1, 10) == pytest.approx(0.1**2 * 10 * 9 / 2)  # FedAvg
+    assert report.net_coefficient(0.1, 1, 0.05) == pytest.approx(-0.1 * 0.05)  # GradAlign
+    assert report.matching_betas(0.1, 10) == pytest.approx((0.45, 0.5))
+
+    draw = rng(0, Purpose.SYNTHETIC)
+    roots, minima = draw.normal(size=(4, 3, 3)), draw.normal(size=(4, 3))
+    hessians = roots @ roots.transpose(0, 2, 1) / 3
+    x = draw.normal(size=3)
+
+    def gradients(y: np.ndarray) -> np.ndarray:
+        """Of the four quadratics at their own points [4, 3]."""
+        return np.einsum("nij,nj->ni", hessians, y - minima)
+
+    g = gradients(np.tile(x, (4, 1)))
+    r_gradient = np.einsum("nij,nj->ni", hessians, g - g.mean(0)).mean(0)
+    for steps, ratio in ((1, 0.5), (4, 0.5), (4, 3.0), (4, 0.0)):
+        left = []
+        for alpha in (2.0**-8, 2.0**-9, 2.0**-10):
+            beta = ratio * alpha
+            start = x - beta * (g.mean(0) - g)
+            y, descent = start.copy(), x.copy()
+            for _ in range(steps):
+                y = y - alpha * gradients(y)
+                descent = descent - alpha * gradients(np.tile(descent, (4, 1))).mean(0)
+            net = report.net_coefficient(alpha, steps, beta)
+            left.append(np.linalg.norm((x + (y - start).mean(0)) - descent - net * r_gradient))
+            assert left[-1] < 0.1 * np.linalg.norm(net * r_gradient)
+        if left[-1] > 1e-15:  # one step on quadratics leaves nothing
+            assert np.log2(np.array(left[:-1]) / left[1:]) == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "net", "says"),
+    [
+        ({"kind": "fedga", "lr": 0.1, "beta": 0.5}, -0.15, "negative: aligns the clients more"),
+        ({"kind": "fedga", "lr": 0.1, "beta": 0.2}, 0.0, "aligned as much as by K steps"),
+        ({"kind": "fedga", "lr": 0.1, "beta": 0.0}, 0.1, "positive: FedAvg's own drift raises r(x)"),
+        ({"kind": "mine:FedGA", "lr": 0.1, "beta": 0.5, "server_lr": 0.5}, -0.075, "negative"),
+        ({"kind": "gradalign", "lr": 0.1, "beta": 0.5}, -0.05, "negative"),
+        ({"kind": "fedavg", "lr": 0.1}, 0.1, "positive: FedAvg's own drift raises r(x)"),
+        ({"kind": "scaffold-fresh", "lr": 0.1}, 0.0, "aligned as much as by K steps"),
+        ({"kind": "scaffold", "lr": 0.1}, None, ""),
+        ({"kind": "mine:Other", "lr": 0.1, "beta": 0.5}, None, ""),
+    ],
+)
+def test_what_theory_says_of_a_run(tmp_path: Path, algorithm: dict[str, object], net: float | None, says: str) -> None:
+    """K is 5, but 1 for GradAlign."""
+    run = make(tmp_path / "d" / "a", [0.5], **algorithm)
+    found, rows = report.net_alignment(report.view(run)), dict(report.summary(run))
+    shown = page([run], tmp_path / "o.html").text
+    if net is None:
+        assert found is None and "net alignment against GD" not in rows and "gradient descent" not in shown
+        return
+    assert found is not None and found.coefficient == pytest.approx(net, abs=1e-17)
+    assert says in rows["net alignment against GD"] and says in shown
+    assert ("β that aligns as much" in rows) == ("beta" in algorithm)
+    assert ("server_lr = 0.5" in found.at) == ("server_lr" in algorithm)
+    assert found.steps == (1 if algorithm["kind"] == "gradalign" else 5)
+
+
+def test_epochs_give_the_mean_number_of_steps(tmp_path: Path) -> None:
+    """As many as the clients really take."""
+    from raygrad.local import Local
+
+    examples = [10, 11, 25, 3, 40]
+    for i, (epochs, size) in enumerate([(1, 10), (2.5, 4), (0.1, 10), (3, "full"), (0.3, 1)]):
+        run = make(tmp_path / "d" / f"{i}", [0.5])
+        record_of = json.loads((run / "experiment.json").read_text())["experiment"]
+        settings = {**record_of, "local": {"steps": None, "epochs": epochs, "batch_size": size}}
+        settings["schedule"] = {"kind": "cosine"}
+        record(run / "experiment.json", hash=report.experiment_hash(settings), experiment=settings)
+        split(run, None, examples)
+        steps = [Local(None, epochs, size).steps_for(n) for n in examples]  # pyright: ignore[reportArgumentType]
+        net = report.net_alignment(report.view(run))
+        assert net is not None and net.steps == np.mean(steps)
+        assert net.coefficient == pytest.approx(report.net_coefficient(0.1, net.steps, 0.05))
+        assert ("on average" in net.at) == (net.steps != int(net.steps))
+        assert net.at.endswith("before the schedule")
 
 
 def test_the_page_needs_nothing_from_outside(whole: Path, tmp_path: Path) -> None:

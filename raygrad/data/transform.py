@@ -66,20 +66,37 @@ class Transform:
         """
         import torch
 
-        if generator is not None and self.augment == "crop-flip":
-            x = _crop_flip(x, generator)
-        # numpy writes float32 and float64 only; the other types are made from float32.
-        exact = dtype in (torch.float32, torch.float64)
-        out = torch.empty(x.shape, dtype=dtype if exact else torch.float32)
+        out = torch.empty(x.shape, dtype=dtype)
+        self.write(out, x, None, generator)
+        return out
+
+    def write(
+        self, out: "torch.Tensor", x: np.ndarray, rows: np.ndarray | None, generator: np.random.Generator | None
+    ) -> None:
+        """Write the `rows` of `x` (all if None) into `out`, a tensor on the CPU, as `__call__` converts them."""
+        import torch
+
+        if out.dtype not in (torch.float32, torch.float64):  # the types that numpy writes
+            exact = torch.empty(out.shape)
+            self.write(exact, x, rows, generator)
+            out.copy_(exact)
+            return
         values = out.numpy()
         factor, offset = self._affine(x)
-        if factor is None:
-            np.copyto(values, x, casting="same_kind")
+        if self.augment == "none":
+            generator = None
+        if rows is not None and factor is None and x.dtype == values.dtype and generator is None:
+            np.take(x, rows, axis=0, out=values, mode="clip")  # "raise" would copy once more
         else:
-            np.multiply(x, factor.astype(values.dtype), out=values, dtype=values.dtype, casting="same_kind")
+            x = x if rows is None else x[rows]
+            if generator is not None:
+                x = _crop_flip(x, generator)
+            if factor is None:
+                np.copyto(values, x, casting="same_kind")
+            else:
+                np.multiply(x, factor.astype(values.dtype), out=values, dtype=values.dtype, casting="same_kind")
         if offset is not None:
             values += offset.astype(values.dtype)
-        return out if exact else out.to(dtype)
 
     def _affine(self, x: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
         """`(x * scale - mean) / std` as `x * factor + offset`; None stands for 1 and for 0."""

@@ -4,8 +4,10 @@ A plain class, wrapped as an actor by the executor, so that it can be tested wit
 its spec; whatever changes travels in messages. So it may die at any moment and nothing is lost but time.
 """
 
+import ctypes
 import os
 import socket
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +18,23 @@ from raygrad.gang import Gang, GangReply, Phase
 from raygrad.runner import GangRunner, HostSpec, numerics
 
 
+def _keep_memory() -> None:
+    """Let this process keep the memory that it frees.
+
+    Every step allocates the same activations and gradients again. By default glibc gives such blocks back to the
+    system, which then has to clear their pages anew for each step: a tenth of the time of a convolution.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-3, 1 << 30), (-1, 1 << 30), (-2, 64 << 20)):  # mmap threshold, trim, top pad
+            mallopt(parameter, value)
+
+
 class ClientHost:
     """Runs gangs, one at a time."""
 
     def __init__(self, spec: HostSpec) -> None:
+        _keep_memory()
         torch.set_num_threads(1)
         if spec.device == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
