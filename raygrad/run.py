@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from raygrad.plan import Plan, describe, make_plan
 from raygrad.runner import check_device
 from raygrad.runs import BUFFERS_KEY, LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
+
+if TYPE_CHECKING:
+    from raygrad.onray.start import EarlyStart
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,13 @@ def unpack(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-def play(run: LoadedRun, say: _Progress = lambda line: None) -> Generator[Round, None, None]:
-    """The rounds that `run` still lacks, each saved before it is given out; the test evaluation follows the last."""
+def play(
+    run: LoadedRun, say: _Progress = lambda line: None, early: "EarlyStart | None" = None
+) -> Generator[Round, None, None]:
+    """The rounds that `run` still lacks, each saved before it is given out; the test evaluation follows the last.
+
+    `early` is a local Ray that was begun to be started for this run.
+    """
     record = storage.read_json(run.folder / "experiment.json")
     if record["hash"] != run.experiment.hash:
         raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
@@ -222,15 +230,17 @@ def play(run: LoadedRun, say: _Progress = lambda line: None) -> Generator[Round,
             raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
         if plan.experiment.rounds != record["experiment"]["rounds"]:
             _write_experiment(run.folder, run.name, plan.experiment)
-        yield from _Player(run, plan, found, stack, say).rounds()
+        yield from _Player(run, plan, found, stack, say, early).rounds()
 
 
 class _Player:
     """One process's part of a run."""
 
     def __init__(
-        self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress
-    ) -> None:
+        self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress,
+        early: "EarlyStart | None" = None,
+    ) -> None:  # fmt: skip
+        self._early = early
         self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
         self._folder, self._began = run.folder, perf_counter()
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
@@ -256,7 +266,7 @@ class _Player:
         check_tables(self._folder, self._done)
         self._stack.enter_context(self._interrupts.installed())
         executor = self._stack.enter_context(
-            open_executor(self._plan, self._run.where, self._folder, self._interrupts, self._say)
+            open_executor(self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early)
         )
         e, p = self._experiment, self._plan
         driver = Driver(
@@ -465,7 +475,9 @@ def alignment_probe(plan: Plan) -> AlignmentProbe:
 
 
 @contextmanager
-def open_executor(plan: Plan, where: Where, folder: Path, interrupts: Interrupts, say: _Progress) -> Iterator[Executor]:
+def open_executor(
+    plan: Plan, where: Where, folder: Path, interrupts: Interrupts, say: _Progress, early: "EarlyStart | None" = None
+) -> Iterator[Executor]:
     """The executor that `where` names, after its numerics were held against what the run recorded."""
     path = folder / "numerics.json"
     recorded = storage.read_json(path)["numerics"] if path.is_file() else None
@@ -480,11 +492,12 @@ def open_executor(plan: Plan, where: Where, folder: Path, interrupts: Interrupts
             from raygrad.onray.executor import RayExecutor
 
             try:
+                made = early.actors() if early is not None else []
                 stack.enter_context(connected(where))
             except SystemExit as e:  # Ray's own handler of SIGTERM, while it starts
                 raise Stopped("stopped by SIGTERM") from e
             interrupts.install()  # again, since Ray set its own
-            executor = RayExecutor(plan.spec, where.hosts, where.gpus_per_host, recorded, strict)
+            executor = RayExecutor(plan.spec, where.hosts, where.gpus_per_host, recorded, strict, made)
         stack.callback(executor.close)
         if recorded is None:
             with storage.run_storage(path):

@@ -1,6 +1,8 @@
 """`raygrad run` and `raygrad resume`."""
 
-from contextlib import closing
+import os
+import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -11,6 +13,7 @@ from raygrad.errors import BadInput, BelowQuorum, Diverged, RaygradError, Stoppe
 
 if TYPE_CHECKING:
     from raygrad.experiment import Where
+    from raygrad.onray.start import EarlyStart
     from raygrad.progress import Display
     from raygrad.runs import LoadedRun
 
@@ -86,38 +89,46 @@ def run(
     that folder to resume such a run or to repeat its experiment.json.
     `raygrad list algorithms` (datasets, models, …) shows every field.
     """
-    from raygrad import run as engine
-    from raygrad.commands import experiments
-    from raygrad.progress import display
+    with ExitStack() as stack:
+        early = None
+        if _can_start_early(recipe, on, hosts, address, gpus_per_host, device):
+            from raygrad.onray.start import EarlyStart
 
-    short = {
-        "rounds": rounds,
-        "seed": seed,
-        "algorithm.lr": alpha,
-        "algorithm.beta": beta,
-        "local.steps": k,
-        "init": init,
-    }
-    chosen = experiments.choose(recipe, settings or (), short)
-    where = experiments.place(
-        {
-            "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
-            "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+            early = stack.enter_context(closing(EarlyStart(HOSTS if hosts is None else hosts)))
+        from raygrad import run as engine
+        from raygrad.commands import experiments
+        from raygrad.progress import display
+
+        short = {
+            "rounds": rounds,
+            "seed": seed,
+            "algorithm.lr": alpha,
+            "algorithm.beta": beta,
+            "local.steps": k,
+            "init": init,
         }
-    )  # fmt: skip
-    experiments.check_reachable(where, run_root)
-    with display(quiet) as screen:
-        screen.waiting("preparing the data")
-        try:
-            made = engine.create(chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted before the first round; run the same command again") from None
-        screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
-        try:
-            _play(made, run_root, screen)
-        except BadInput:
-            engine.discard_unplayed(made)
-            raise
+        chosen = experiments.choose(recipe, settings or (), short)
+        where = experiments.place(
+            {
+                "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
+                "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+            }
+        )  # fmt: skip
+        experiments.check_reachable(where, run_root)
+        with display(quiet) as screen:
+            screen.waiting("preparing the data")
+            try:
+                made = engine.create(
+                    chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say
+                )
+            except KeyboardInterrupt:
+                raise Interrupted("interrupted before the first round; run the same command again") from None
+            screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
+            try:
+                _play(made, run_root, screen, early)
+            except BadInput:
+                engine.discard_unplayed(made)
+                raise
     _finish(made, run_root, quiet, report=not no_report)
 
 
@@ -178,7 +189,29 @@ def resume(
     _finish(loaded, run_root, quiet, report=not no_report)
 
 
-def _play(run: "LoadedRun", run_root: Path, screen: "Display") -> int:
+HOSTS = 2
+"""How many hosts there are where the user does not say, as in `raygrad.experiment.Where`."""
+
+
+def _can_start_early(
+    recipe: str, on: str | None, hosts: int | None, address: str | None, gpus_per_host: float | None, device: str | None
+) -> bool:
+    """Whether a Ray may be started before anything is imported or checked.
+
+    It may where it will most probably be used as it is: a recipe of ours, on a local Ray, on CPUs.
+    """
+    ray = sys.modules.get("ray")
+    return (
+        (Path(__file__).parents[1] / "recipes" / f"{recipe.replace('-', '_')}.py").is_file()
+        and on in (None, "ray")
+        and 1 <= (HOSTS if hosts is None else hosts) <= (os.cpu_count() or 1)
+        and not (address or os.environ.get("RAY_ADDRESS") or gpus_per_host)
+        and device in (None, "auto", "cpu")
+        and (ray is None or not ray.is_initialized())
+    )
+
+
+def _play(run: "LoadedRun", run_root: Path, screen: "Display", early: "EarlyStart | None" = None) -> int:
     """Play the rounds that are left and say how to go on if they break off. Returns how many there were."""
     from raygrad import run as engine
 
@@ -186,7 +219,7 @@ def _play(run: "LoadedRun", run_root: Path, screen: "Display") -> int:
     screen.waiting(_starting(where))
     name = output.run_name(run.folder, run_root)
     try:
-        with closing(engine.play(run, screen.say)) as rounds:
+        with closing(engine.play(run, screen.say, early)) as rounds:
             for round in rounds:
                 screen.show(round)
                 played += 1

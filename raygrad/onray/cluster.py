@@ -3,15 +3,14 @@
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
 
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
+from raygrad.onray.start import start_ray
 
 HOSTS_PER_CORE = 16
 """How many hosts a Ray that is started here may have per core of this machine."""
@@ -34,15 +33,7 @@ def connected(where: Where) -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            with _importable():
-                ray.init(
-                    address="local",
-                    num_cpus=where.hosts,
-                    num_gpus=None if where.device_type == "cuda" else 0,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+            start_ray(where.hosts, None if where.device_type == "cuda" else 0)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise BadInput(
             f"no Ray answers at {address or 'this machine'} ({e}); check the address, and RAY_AUTH_MODE and the token "
@@ -80,22 +71,6 @@ def _check_this_machine(where: Where) -> None:
         raise BadInput(f"hosts is {where.hosts}, but this machine has {os.cpu_count()} cores; ask for at most {most}")
     if where.gpus_per_host and where.device_type == "cpu":
         raise BadInput("gpus_per_host is set, but the device is cpu; on a Ray that is started here set --device cuda")
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """A Ray started inside finds the modules that this process finds, the user's own among them."""
-    former = os.environ.get("PYTHONPATH")
-    paths = [Path(p).resolve() for p in (*sys.path, "")]
-    own = [str(p) for p in paths if not (p.is_relative_to(sys.prefix) or p.is_relative_to(sys.base_prefix))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(own))
-    try:
-        yield
-    finally:
-        if former is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = former
 
 
 def check_room(where: Where) -> None:

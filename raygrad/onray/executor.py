@@ -28,7 +28,7 @@ from ray.exceptions import (
 from raygrad.driver import Done, Operation
 from raygrad.errors import BadInput, RaygradError, Stopped
 from raygrad.gang import Gang, GangReply, Phase
-from raygrad.onray.host import ClientHost
+from raygrad.onray.start import host_class
 from raygrad.runner import HostSpec, difference, refused
 
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
@@ -71,7 +71,10 @@ def _ship_by_value(name: str) -> None:
 
 
 class RayExecutor:
-    """Host actors behind one `run`. `numerics` is what an earlier part of the run recorded, if there was one."""
+    """Host actors behind one `run`.
+
+    `numerics` is what an earlier part of the run recorded, if there was one. `made` are host actors to use first.
+    """
 
     def __init__(
         self,
@@ -80,10 +83,10 @@ class RayExecutor:
         gpus_per_host: float = 0.0,
         numerics: Mapping[str, str] | None = None,
         strict: bool = True,
+        made: Iterable[Any] = (),
     ) -> None:
-        self._actor_class = ray.remote(
-            num_cpus=1, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
-        )(ClientHost)
+        self._actor_class = host_class(gpus_per_host)
+        self._made = list(made)
         _ship_by_value(type(spec.model).__module__)
         self._spec = ray.put(spec)
         self._strict = strict
@@ -101,9 +104,9 @@ class RayExecutor:
     # --- hosts ------------------------------------------------------------------------------------------------------
 
     def _start(self, restarts: int = 0) -> None:
-        host = _Host(self._actor_class.remote(self._spec), restarts=restarts)
+        host = _Host(self._made.pop() if self._made else self._actor_class.remote(), restarts=restarts)
         self.hosts.append(host)
-        self._hellos[host.actor.hello.remote()] = host
+        self._hellos[host.actor.hello.remote(self._spec)] = host
 
     def _await_first(self) -> None:
         deadline = perf_counter() + START_S

@@ -1,6 +1,9 @@
 """What is refused before a Ray is started or joined."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +40,27 @@ def test_no_address_starts_a_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.check(Where(address="auto")) == "auto"
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert cluster.check(Where()) == "auto"
+
+
+def test_a_ray_that_was_started_early_is_used_and_shut_down(tmp_path: Path) -> None:
+    """In a process of its own, since this one has a Ray already."""
+    code = (
+        "import sys, ray, raygrad\n"
+        "from contextlib import closing\n"
+        "from raygrad.onray.start import EarlyStart\n"
+        "assert 'torch' not in sys.modules\n"
+        "from pathlib import Path\n"
+        "with closing(EarlyStart(2)) as early:\n"
+        "    from raygrad import run, verify\n"
+        "    from raygrad.algorithms.fedga import FedGA\n"
+        f"    made = run.create(verify.problem(FedGA()), raygrad.Where(), run_root={str(tmp_path)!r}, name='early')\n"
+        "    digests = [r.index for r in run.play(made, early=early)]\n"
+        "    assert early.actors() == [] and ray.is_initialized()\n"
+        "assert not ray.is_initialized()\n"
+        f"made = run.create(verify.problem(FedGA()), raygrad.Where(on='local'), run_root={str(tmp_path)!r}, name='l')\n"
+        "list(run.play(made))\n"
+        "from raygrad.runs import load\n"
+        f"assert load('early', {str(tmp_path)!r}).digest() == load('l', {str(tmp_path)!r}).digest()\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], timeout=180, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

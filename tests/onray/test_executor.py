@@ -179,7 +179,7 @@ def test_a_host_of_other_numerics_is_left_out(tmp_path: Path) -> None:
     while executor._hellos:
         ready, _ = ray.wait(list(executor._hellos), timeout=60)
         executor._greet(ready[0])
-    odd = _Host(executor._actor_class.remote(executor._spec))
+    odd = _Host(executor._actor_class.remote())
     executor.hosts.append(odd)
     assert executor.numerics is not None
     reference = ray.put(("elsewhere:1", executor.numerics | {"canary": "0" * 64}))

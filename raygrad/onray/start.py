@@ -1,0 +1,90 @@
+"""Starting a Ray on this machine, also before it is known what will run on it.
+
+Until the first round of a small run most of the time goes into starting processes and importing torch in each. So the
+`raygrad run` command starts Ray and its hosts in a thread while it imports torch itself and prepares the data. This
+module imports no torch.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+
+def start_ray(cpus: int, gpus: int | None) -> None:
+    """Start a Ray with `cpus` and `gpus` (None: those that there are) on this machine."""
+    import ray
+
+    with _importable():
+        ray.init(
+            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
+
+
+def host_class(gpus_per_host: float = 0.0) -> Any:
+    """The host actor's class, wrapped for Ray."""
+    import ray
+
+    from raygrad.onray.host import ClientHost
+
+    return ray.remote(
+        num_cpus=1, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
+    )(ClientHost)
+
+
+class EarlyStart:
+    """A Ray with `hosts` hosts, being started in a thread. Whoever makes one closes it, whatever happens."""
+
+    def __init__(self, hosts: int) -> None:
+        self.hosts = hosts
+        self._actors: list[Any] = []
+        self._error: BaseException | None = None
+        self._ready, self._closed = Event(), Event()
+        Thread(target=self._start, name="raygrad-early-start", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            start_ray(self.hosts, 0)
+            make = host_class()
+            self._actors = [make.remote() for _ in range(self.hosts)]
+        except BaseException as e:  # it is raised where the hosts are asked for
+            self._error = e
+        self._ready.set()
+        self._closed.wait()  # Linux ends Ray's processes with the thread that started them
+
+    def actors(self) -> list[Any]:
+        """The host actors, once Ray is up; each is given out once. Raises what the start raised."""
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        actors, self._actors = self._actors, []
+        return actors
+
+    def close(self) -> None:
+        """Shut this Ray down."""
+        import ray
+
+        self._ready.wait()
+        ray.shutdown()
+        self._closed.set()
+
+
+@contextmanager
+def _importable() -> Iterator[None]:
+    """A Ray started inside finds the modules that this process finds, the user's own among them."""
+    former = os.environ.get("PYTHONPATH")
+    paths = [Path(p).resolve() for p in (*sys.path, "")]
+    own = [str(p) for p in paths if not (p.is_relative_to(sys.prefix) or p.is_relative_to(sys.base_prefix))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(own))
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = former
