@@ -97,35 +97,33 @@ class FlatModel:
     def grad(self, x: Tensor, inputs: Tensor, targets: Tensor, loss: Loss, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """`scale` times the summed loss's gradient [d], and the sum [], at `x` [d], on the module in place."""
         self.load(x)
-        grads, value = self._grads(inputs, targets, loss, scale)
-        return torch.cat([g.flatten() for g in grads]), value
-
-    def _grads(self, inputs: Tensor, targets: Tensor, loss: Loss, scale: float) -> tuple[list[Tensor], Tensor]:
         value = loss(self.module(inputs), targets).sum()
-        root = torch.full_like(value, scale)
-        grads = torch.autograd.grad(value, self._params, root, allow_unused=True)
-        return [
-            torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._params, strict=True)
-        ], value.detach()
+        grads = torch.autograd.grad(value, self._params, torch.full_like(value, scale), allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._params, strict=True)]
+        return torch.cat([g.flatten() for g in flat]), value.detach()
 
     def descend(
         self, x: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, lr: float, weight_decay: float
     ) -> tuple[Tensor, list[Tensor]]:
         """The iterate [d] after one step of SGD on the mean loss of each batch, and the mean losses.
 
-        The bits of the same steps made with `grad`, but the gradients stay where autograd wrote them: a step is one
-        pass over the parameters.
+        The bits of the same steps made with `grad`, but parameters and gradients stay in one buffer each.
         """
-        y, losses = x.clone(), []
+        y, g, losses = x.clone(), torch.empty_like(x), []
         self.load(y)
-        with torch.no_grad():
+        for p, view in zip(self._params, self.split(g).values(), strict=True):
+            p.grad = view
+        try:
             for inputs, targets in batches:
-                with torch.enable_grad():
-                    grads, value = self._grads(inputs, targets, loss, 1 / len(targets))
-                losses.append(value / len(targets))
+                g.zero_()
+                value = loss(self.module(inputs), targets).sum()
+                value.backward(torch.full_like(value, 1 / len(targets)))
+                losses.append(value.detach() / len(targets))
                 if weight_decay:
-                    torch._foreach_add_(grads, self._params, alpha=weight_decay)  # pyright: ignore[reportPrivateImportUsage]
-                torch._foreach_add_(self._params, grads, alpha=-lr)  # pyright: ignore[reportPrivateImportUsage]
+                    g.add_(y, alpha=weight_decay)
+                y.add_(g, alpha=-lr)
+        finally:
+            self.module.zero_grad()
         return y, losses
 
     def hvp(self, x: Tensor, v: Tensor, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
@@ -172,9 +170,12 @@ class FlatModel:
 
     def call(self, x: Tensor, inputs: Tensor) -> Tensor:
         """The module's output at `x` [d], without touching its own parameters (for `torch.func`)."""
-        parts = self.split(x)
-        placed = {place: parts[name] for place, name in self._places.items()}
+        return self.place(self.split(x), inputs)
+
+    def place(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """The module's output with these parameters by name, without touching its own (for `torch.func`)."""
         # Told every place, torch need not tie them itself, which breaks a module with a layer that comes twice.
+        placed = {place: parameters[name] for place, name in self._places.items()}
         return torch.func.functional_call(self.module, placed, (inputs,), tie_weights=False)
 
     def state_dict(self) -> Mapping[str, Tensor]:

@@ -6,7 +6,7 @@ of M clients are one convolution in M groups, linear layers one batched product)
 `torch.func.vmap`, which costs more per call and means the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +63,9 @@ class StackedModel:
 
         `inputs` [M, B, ...] and `targets` [M, B]; examples where `mask` [M, B] is False count nothing.
         """
+        x = x.detach().requires_grad_()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            values = self._losses(self._outputs(x, inputs), targets)
+            values = self._losses(self._outputs(self._split(x), inputs), targets)
             if mask is not None:
                 values = torch.where(mask, values, 0.0)
             sums = values.sum(1)
@@ -77,16 +77,25 @@ class StackedModel:
     ) -> tuple[Tensor, Tensor]:
         """Each client's iterate [M, d] after K steps of SGD on the mean losses of its batches, and those losses [M, K].
 
-        `inputs` [M, K, B, ...] and `targets` [M, K, B].
+        `inputs` [M, K, B, ...] and `targets` [M, K, B]. The parameters stay apart, and are put together at the end.
         """
-        losses, batch = [], targets.shape[2]
+        copies = {name: w.clone(memory_format=torch.contiguous_format) for name, w in self._split(x.detach()).items()}
+        weights = {name: w.requires_grad_() for name, w in copies.items()}
+        leaves, losses, batch = list(weights.values()), [], targets.shape[2]
         for xs, ys in zip(inputs.unbind(1), targets.unbind(1), strict=True):
-            g, sums = self.grads(x, xs, ys, scale=1 / batch)
-            if weight_decay:
-                g = torch.add(g, x, alpha=weight_decay)
-            x = torch.add(x, g, alpha=-lr)
-            losses.append(sums / batch)
-        return x, torch.stack(losses, 1)
+            with torch.enable_grad():
+                sums = self._losses(self._outputs(weights, xs), ys).sum(1)
+                grads = torch.autograd.grad(sums, leaves, torch.full_like(sums, 1 / batch), materialize_grads=True)
+            losses.append(sums.detach() / batch)
+            with torch.no_grad():
+                for w, g in zip(leaves, grads, strict=True):
+                    w.add_(torch.add(g, w, alpha=weight_decay) if weight_decay else g, alpha=-lr)
+        return torch.cat([w.detach().flatten(1) for w in leaves], 1), torch.stack(losses, 1)
+
+    def _split(self, x: Tensor) -> dict[str, Tensor]:
+        """Each parameter of all clients [M, ...] by name, as views into `x` [M, d]."""
+        parts = zip(self._model.names, x.split(self._model.sizes, dim=1), self._model.shapes, strict=True)
+        return {name: part.view(len(x), *shape) for name, part, shape in parts}
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """One value per example [M, B]."""
@@ -94,17 +103,10 @@ class StackedModel:
             return self._loss(outputs.flatten(0, 1), targets.flatten(0, 1)).view(targets.shape)
         return torch.func.vmap(self._loss)(outputs, targets)
 
-    def _outputs(self, x: Tensor, inputs: Tensor) -> Tensor:
+    def _outputs(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """What each client's model makes of its inputs: [M, B, ...]."""
         if not self._by_rules:
-            return torch.func.vmap(self._model.call)(x, inputs)
-        clients = len(inputs)
-        weights = {
-            name: part.view(clients, *shape)
-            for name, part, shape in zip(
-                self._model.names, x.split(self._model.sizes, dim=1), self._model.shapes, strict=True
-            )
-        }
+            return torch.func.vmap(self._model.place)(weights, inputs)
         h = inputs
         for name, layer in self._layers:
             own = {key: weights[f"{name}{key}"] for key, _ in layer.named_parameters()}

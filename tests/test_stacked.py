@@ -183,3 +183,6 @@ def test_descending_at_once_has_the_bits_of_single_steps(weight_decay: float) ->
             y = step(y, g)
         assert torch.equal(ends, y)
         assert torch.allclose(ends[0], end, rtol=0, atol=1e-5)
+        alone, _ = stacked.descend(starts[:1], xs[:1], ys[:1], 0.3, weight_decay)
+        assert torch.allclose(alone, ends[:1], rtol=0, atol=1e-5)
+        assert torch.equal(starts, start + torch.zeros(CLIENTS, 1, dtype=dtype))

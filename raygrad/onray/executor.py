@@ -34,6 +34,8 @@ from raygrad.runner import HostSpec, difference, refused
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 ATTEMPTS = 3
 IN_FLIGHT = 2
+LONG_GANG_S = 0.2
+"""From here on it costs more to wait behind another gang than to be sent later."""
 START_S = 120.0
 """How long no host may be ready before the run stops."""
 REPLACEMENTS = 8
@@ -92,6 +94,7 @@ class RayExecutor:
         self._strict = strict
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
         self.odd_hosts: dict[str, str] = {}
+        self._gang_s = 0.0  # what the newest answer took
         self._phases: list[Any] = []
         self._owners: dict[int, _Host] = {}
         self._last: dict[int, _Host] = {}
@@ -203,11 +206,12 @@ class RayExecutor:
     ) -> None:
         """Give waiting gangs to hosts with room.
 
-        The last gangs are not queued behind others: who is free first takes them.
+        The last gangs are not queued behind others, unless they are short: who is free first takes them.
         """
         while True:
             ready = [h for h in self.hosts if h.name]
-            depth = 1 if exhausted and len(waiting) <= len(ready) else IN_FLIGHT
+            last = exhausted and len(waiting) <= len(ready)
+            depth = 1 if last and self._gang_s >= LONG_GANG_S else IN_FLIGHT
             free = sorted((h for h in ready if h.flight < depth and not h.alone), key=lambda h: h.flight)
             for host in free:
                 pick = self._pick(host, waiting)
@@ -265,7 +269,7 @@ class RayExecutor:
             if isinstance(e.cause, RaygradError):
                 raise e.cause from None
             raise
-        host.restarts = 0
+        host.restarts, self._gang_s = 0, reply.wall_s
         self._owners[gang.index] = host
         for c in gang.clients.tolist():
             self._last[c] = host

@@ -7,10 +7,8 @@ A host is made before it is known what it will run: importing this module takes 
 torch.
 """
 
-import ctypes
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,25 +18,12 @@ if TYPE_CHECKING:
     from raygrad.runner import GangRunner, HostSpec
 
 
-def _keep_memory() -> None:
-    """Let this process keep the memory that it frees.
-
-    Every step allocates the same activations and gradients again. By default glibc gives such blocks back to the
-    system, which then has to clear their pages anew for each step: a tenth of the time of a convolution.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((-3, 1 << 30), (-1, 1 << 30), (-2, 64 << 20)):  # mmap threshold, trim, top pad
-            mallopt(parameter, value)
-
-
 class ClientHost:
     """Runs gangs, one at a time."""
 
     _runner: "GangRunner"
 
     def __init__(self) -> None:
-        _keep_memory()
         import torch
 
         import raygrad.runner  # noqa: F401  (what `hello` will need)
