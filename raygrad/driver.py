@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raygrad.contract import Algorithm, Ask, Cohort, Population, Replies, Sampler
 from raygrad.errors import Diverged
-from raygrad.gang import BUFFERS, Arrays, Gang, GangReply, Phase, TreeSum, cut
+from raygrad.gang import BUFFERS, Arrays, Gang, GangReply, Phase, TreeSum, cut, finite
 
 
 class States(Protocol):
@@ -123,7 +123,7 @@ class Driver:
         cohort = self.sampler.draw(index, self.seed, self.population)
         conversation = self.algorithm.round(state.algorithm, cohort)
         talk = self.converse(conversation, ("round", index), cohort, state.buffers, factor)
-        if not bool(torch.isfinite(talk.result.x).all()):
+        if not finite(talk.result.x):
             raise Diverged("the model", index, None)
         return Played(index, ServerState(talk.result, talk.buffers), talk, factor, perf_counter() - started)
 
@@ -184,7 +184,7 @@ class Driver:
             name, client = failures[0]  # pyright: ignore[reportGeneralTypeIssues]
             raise Diverged(f"{name} of {ask.work.__name__}", address[1], client)
         ordered = [replies[g.index] for g in gangs]
-        totals = {n: torch.from_numpy(np.array(a)) for n, a in (tree.total or {}).items()}
+        totals = {n: torch.from_numpy(a if a.flags.writeable else np.array(a)) for n, a in (tree.total or {}).items()}
         scalars = {n: np.concatenate([r.scalars[n] for r in ordered]) for n in ordered[0].scalars}
         rows = {n: torch.from_numpy(np.concatenate([r.rows[n] for r in ordered])) for n in ordered[0].rows}
         buffers = talk.buffers

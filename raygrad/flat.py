@@ -98,32 +98,30 @@ class FlatModel:
         """`scale` times the summed loss's gradient [d], and the sum [], at `x` [d], on the module in place."""
         self.load(x)
         value = loss(self.module(inputs), targets).sum()
-        grads = torch.autograd.grad(value, self._params, torch.full_like(value, scale), allow_unused=True)
-        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, self._params, strict=True)]
-        return torch.cat([g.flatten() for g in flat]), value.detach()
+        grads = self._grads(value, scale)
+        return torch.cat([g.flatten() for g in grads]), value.detach()
+
+    def _grads(self, value: Tensor, scale: float) -> tuple[Tensor, ...]:
+        """`scale` times the gradient of `value` [], by parameter; zeros where a parameter is not used."""
+        scaled = torch.full_like(value, scale)
+        return torch.autograd.grad(value, self._params, scaled, allow_unused=True, materialize_grads=True)
 
     def descend(
         self, x: Tensor, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, lr: float, weight_decay: float
     ) -> tuple[Tensor, list[Tensor]]:
         """The iterate [d] after one step of SGD on the mean loss of each batch, and the mean losses.
 
-        The bits of the same steps made with `grad`, but parameters and gradients stay in one buffer each.
+        The bits of the same steps made with `grad`, but the parameters stay where they are.
         """
-        y, g, losses = x.clone(), torch.empty_like(x), []
+        y, losses = x.clone(), []
         self.load(y)
-        for p, view in zip(self._params, self.split(g).values(), strict=True):
-            p.grad = view
-        try:
-            for inputs, targets in batches:
-                g.zero_()
-                value = loss(self.module(inputs), targets).sum()
-                value.backward(torch.full_like(value, 1 / len(targets)))
-                losses.append(value.detach() / len(targets))
-                if weight_decay:
-                    g.add_(y, alpha=weight_decay)
-                y.add_(g, alpha=-lr)
-        finally:
-            self.module.zero_grad()
+        parts = list(self.split(y).values())
+        for inputs, targets in batches:
+            value = loss(self.module(inputs), targets).sum()
+            grads = self._grads(value, 1 / len(targets))
+            losses.append(value.detach() / len(targets))
+            for part, g in zip(parts, grads, strict=True):
+                part.add_(g.add(part, alpha=weight_decay) if weight_decay else g, alpha=-lr)
         return y, losses
 
     def hvp(self, x: Tensor, v: Tensor, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:

@@ -7,8 +7,10 @@ gang index. So a result depends neither on the number of hosts nor on who finish
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isfinite
 
 import numpy as np
+from torch import Tensor
 
 from raygrad.contract import Answer
 
@@ -61,6 +63,11 @@ class GangReply:
     failure: tuple[str, int] | None = None
 
 
+def finite(u: Tensor) -> bool:
+    """Whether all entries are finite. One sum tells, except where finite entries add up to infinity."""
+    return isfinite(u.sum()) or bool(u.isfinite().all())
+
+
 def cut(clients: np.ndarray, weights: np.ndarray, size: int) -> list[Gang]:
     """The cohort in gangs of at most `size`, as even as can be."""
     count = -(-len(clients) // size)
@@ -79,20 +86,22 @@ class TreeSum:
         self._widths = [leaves]
         while self._widths[-1] > 1:
             self._widths.append(-(-self._widths[-1] // 2))
-        self._waiting: dict[tuple[int, int], Arrays] = {}
+        self._waiting: dict[tuple[int, int], tuple[Arrays, bool]] = {}  # sums, and whether they were made here
         self.total: Arrays | None = {} if leaves == 0 else None
 
     def add(self, index: int, values: Arrays) -> None:
-        """Add the partial sums of leaf `index`."""
+        """Add the partial sums of leaf `index`, which are left as they are."""
+        mine = False
         for level, width in enumerate(self._widths):
             if width == 1:
                 self.total = values
                 return
             sibling = index ^ 1
             if sibling < width:
-                other = self._waiting.pop((level, sibling), None)
-                if other is None:
-                    self._waiting[level, index] = values
+                if (level, sibling) not in self._waiting:
+                    self._waiting[level, index] = values, mine
                     return
-                values = {name: values[name] + other[name] for name in values}
+                other, others_mine = self._waiting.pop((level, sibling))
+                into = values if mine else other if others_mine else {}
+                values, mine = {n: np.add(a, other[n], out=into.get(n)) for n, a in values.items()}, True
             index //= 2

@@ -29,7 +29,7 @@ clients.
 """
 VMAP_GANG_BYTES = 256 * 2**20
 """What the mini-batches of one vmapped gang may take."""
-MOST_CLIENTS = {("loop", "cpu"): 4, ("loop", "cuda"): 4, ("vmap", "cpu"): 32, ("vmap", "cuda"): 64}
+MOST_CLIENTS = {("loop", "cpu"): 8, ("loop", "cuda"): 4, ("vmap", "cpu"): 32, ("vmap", "cuda"): 64}
 """The largest gang by mode and device type."""
 GANGS = 4
 """A cohort is cut into a multiple of this many gangs where it can be, so that 1, 2 or 4 hosts have equal shares."""

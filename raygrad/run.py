@@ -25,6 +25,7 @@ from raygrad.driver import Driver, Executor, Played, ServerState
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
+from raygrad.memory import keep_memory
 from raygrad.plan import Plan, describe, make_plan
 from raygrad.runner import check_device
 from raygrad.runs import BUFFERS_KEY, LoadedRun, check_tables, load, locked, new_folder
@@ -219,6 +220,7 @@ def play(
     if record["hash"] != run.experiment.hash:
         raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
     check_where(run.where)
+    keep_memory()
     with locked(run.folder), ExitStack() as stack:
         plan = make_plan(run.experiment, run.where, shard_root(run.where, run.folder))
         if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:

@@ -21,7 +21,7 @@ from raygrad.data.shards import Shards
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 from raygrad.flat import FlatModel, Loss, initial_module
-from raygrad.gang import BUFFERS, Gang, GangReply, Phase
+from raygrad.gang import BUFFERS, Gang, GangReply, Phase, finite
 from raygrad.local import Local
 from raygrad.models import Model
 from raygrad.objectives import load_loss, load_metrics
@@ -312,7 +312,7 @@ class _Collector:
         """The answer of the gang's client `i`, in order."""
         weight = float(self._gang.weights[i])
         for name, u in sorted(answer.update.items()):
-            if not _finite(u):
+            if not finite(u):
                 self.failure = (name, int(self._gang.clients[i]))
                 return
             if u.ndim == 0:
@@ -330,9 +330,9 @@ class _Collector:
         bad = [
             (i, name)
             for name, rows in sorted(update.items())
-            if not _finite(rows)
+            if not finite(rows)
             for i, u in enumerate(rows)
-            if not _finite(u)
+            if not finite(u)
         ]
         if bad:
             i, name = min(bad)
@@ -371,11 +371,6 @@ def _append(kept: dict[str, Rows], name: str, t: Tensor) -> None:
 
 def _stacked(rows: Rows) -> Tensor:
     return rows if isinstance(rows, Tensor) else torch.stack(list(rows))
-
-
-def _finite(u: Tensor) -> bool:
-    """Whether all entries are finite. One sum tells, except where finite entries add up to infinity."""
-    return bool(torch.isfinite(u.sum())) or bool(torch.isfinite(u).all())
 
 
 class _MadeUp:

@@ -54,7 +54,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.samplers": (BASE | {"raygrad.contract"}, {"numpy"}),
     "raygrad.schedules": (BASE, set()),
     "raygrad.alignment": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
-    "raygrad.gang": (BASE | {"raygrad.contract"}, {"numpy"}),
+    "raygrad.gang": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
     "raygrad.driver": (BASE | {"raygrad.contract", "raygrad.gang"}, {"numpy", "torch"}),
 }
 

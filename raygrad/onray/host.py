@@ -27,8 +27,10 @@ class ClientHost:
         import torch
 
         import raygrad.runner  # noqa: F401  (what `hello` will need)
+        from raygrad.memory import keep_memory
 
         torch.set_num_threads(1)
+        keep_memory()
 
     def hello(self, spec: "HostSpec") -> tuple[str, dict[str, str]]:
         """Get ready for `spec`, and say who this is ("machine:process") and with what numerics it computes.

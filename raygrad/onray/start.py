@@ -14,23 +14,12 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
-"""Settings of glibc under which a process keeps the memory that it frees.
-
-Every step allocates the same activations and gradients again. By default such blocks go back to the system, which has
-to clear their pages anew for each step: a tenth of the time of a convolution.
-"""
-
 
 def start_ray(cpus: int, gpus: int | None) -> None:
     """Start a Ray with `cpus` and `gpus` (None: those that there are) on this machine."""
     import ray
 
-    with _for_children(PYTHONPATH=_own_paths(), **KEEP_MEMORY):
+    with _for_children(PYTHONPATH=_own_paths()):
         ray.init(
             address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
             logging_level=logging.ERROR,
