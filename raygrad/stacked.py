@@ -69,7 +69,7 @@ class StackedModel:
             if mask is not None:
                 values = torch.where(mask, values, 0.0)
             sums = values.sum(1)
-            (g,) = torch.autograd.grad(sums, x, torch.full_like(sums, scale))
+            (g,) = torch.autograd.grad((sums * scale).sum(), x)
         return g, sums.detach()
 
     def descend(
@@ -85,7 +85,7 @@ class StackedModel:
         for xs, ys in zip(inputs.unbind(1), targets.unbind(1), strict=True):
             with torch.enable_grad():
                 sums = self._losses(self._outputs(weights, xs), ys).sum(1)
-                grads = torch.autograd.grad(sums, leaves, torch.full_like(sums, 1 / batch), materialize_grads=True)
+                grads = torch.autograd.grad((sums * (1 / batch)).sum(), leaves, materialize_grads=True)
             losses.append(sums.detach() / batch)
             with torch.no_grad():
                 for w, g in zip(leaves, grads, strict=True):
