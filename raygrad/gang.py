@@ -39,6 +39,13 @@ class Phase:
     def round(self) -> int:
         return self.conversation[1]
 
+    @property
+    def nbytes(self) -> int:
+        """What its arrays take."""
+        return sum(a.nbytes for a in (*self.down.values(), *self.each.values())) + (
+            0 if self.buffers is None else self.buffers.nbytes
+        )
+
 
 @dataclass(frozen=True)
 class Gang:

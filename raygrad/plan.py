@@ -23,7 +23,7 @@ from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.states import refuse_if_too_large
 
-VMAP_STEP_FLOPS = 10e6
+VMAP_STEP_FLOPS = 25e6
 """Up to this many floating-point operations per local step a CPU is bound by overhead, which vmap shares among
 clients.
 """

@@ -137,10 +137,8 @@ class GangRunner:
 
     # --- running ----------------------------------------------------------------------------------------------------
 
-    def run(self, phase: Phase, gang: Gang, earlier: Callable[[int], Phase]) -> GangReply:
-        """Run `phase` at the gang's clients. `earlier(k)` gives phase k of the same conversation, to compute lost
-        scratch again.
-        """
+    def run(self, phase: Phase, gang: Gang, earlier: Callable[[], Iterable[Phase]]) -> GangReply:
+        """Run `phase` at the gang's clients. `earlier()` gives the phases before it, to compute lost scratch again."""
         started = perf_counter()
         if self.shards is None:
             self.shards = Shards.open(Path(self.spec.shards))
@@ -149,8 +147,8 @@ class GangRunner:
         provided = {*phase.down, *phase.each, *gang.states, *self._scratch.get(gang.index, ())}
         missing = [name for name in parameters(phase.work) if name not in provided]
         if missing:
-            for k in range(phase.number):
-                self._run(earlier(k), gang)
+            for former in earlier():
+                self._run(former, gang)
             missing = [name for name in missing if name not in self._scratch.get(gang.index, ())]
             if missing:
                 raise TypeError(
@@ -285,7 +283,7 @@ class GangRunner:
             x = self.model.vector().cpu().numpy()
             buffers = self.model.buffers().cpu().numpy() if self.model.buffer_size else None
             phase = Phase(("canary", 0), 0, _canary_work, {"x": x}, {}, (), "train", 1.0, buffers, False)
-            reply = self.run(phase, Gang(0, 0, np.arange(2), np.ones(2)), lambda k: phase)
+            reply = self.run(phase, Gang(0, 0, np.arange(2), np.ones(2)), tuple)
             if buffers is not None:
                 self.model.load_buffers(self._tensor(buffers))
         finally:

@@ -337,7 +337,8 @@ def _converted(field: pa.Field, values: Any) -> pa.Array:
         array = values if isinstance(values, pa.Array) else pa.array(values)
         if not _widens(array.type, field.type):
             raise ValueError(f"column {field.name} is {field.type}, but was given {array.type}")
-        array = array.cast(field.type)
+        if array.type != field.type:
+            array = array.cast(field.type)
     except (pa.ArrowException, TypeError) as error:
         raise ValueError(f"column {field.name} cannot hold what it was given: {error}") from error
     if array.null_count and not field.nullable:

@@ -43,7 +43,7 @@ class InProcess:
         for gang in gangs:
             started = perf_counter()
             with one_thread():
-                reply = self.runner.run(phase, gang, self.phases.__getitem__)
+                reply = self.runner.run(phase, gang, lambda: self.phases[:-1])
             wall = perf_counter() - started
             yield Done(gang.index, reply, Operation(gang.index, "local", 1, len(gang.clients), started, wall, 0, 0))
 

@@ -1,9 +1,9 @@
 """Runs gangs on host actors.
 
-One put per phase; gang calls name the reference. Free hosts pull: each has at most two gangs in flight, and takes the
-waiting gang whose clients it served last, so that shards stay warm. A gang whose scratch lies on a host goes back to
-that host while it lives. Calls are at most once: what a dead host owed is asked again elsewhere, three times at most.
-Since a gang is deterministic, none of this changes a bit.
+A phase is put once and gang calls name the reference; a small one travels in the calls themselves. Free hosts pull:
+each has at most two gangs in flight, and takes the waiting gang whose clients it served last, so that shards stay warm.
+A gang whose scratch lies on a host goes back to that host while it lives. Calls are at most once: what a dead host owed
+is asked again elsewhere, three times at most. Since a gang is deterministic, none of this changes a bit.
 """
 
 import sys
@@ -38,6 +38,8 @@ LONG_GANG_S = 0.2
 """From here on it costs more to wait behind another gang than to be sent later."""
 START_S = 120.0
 """How long no host may be ready before the run stops."""
+SMALL_PHASE = 256 * 2**10
+"""Up to so many bytes a phase goes along with each call: a put and its fetches cost more than sending it twice."""
 REPLACEMENTS = 8
 """How many times a host's place is filled again before it stays empty."""
 
@@ -95,7 +97,8 @@ class RayExecutor:
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
         self.odd_hosts: dict[str, str] = {}
         self._gang_s = 0.0  # what the newest answer took
-        self._phases: list[Any] = []
+        self._phases: list[Phase] = []  # of this conversation
+        self._references: dict[int, Any] = {}  # to those that were put, by number
         self._owners: dict[int, _Host] = {}
         self._last: dict[int, _Host] = {}
         self._hellos: dict[Any, _Host] = {}
@@ -167,10 +170,10 @@ class RayExecutor:
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         """The gangs' replies, as they come. Raises Stopped if a gang fails three times or no host is left."""
         if phase.number == 0:
-            self._phases, self._owners = [], {}
+            self._phases, self._references, self._owners = [], {}, {}
+        self._phases.append(phase)
         _ship_by_value(phase.work.__module__)
-        reference = ray.put(phase)
-        self._phases.append(reference)
+        sent = phase if phase.nbytes <= SMALL_PHASE else self._reference(phase.number)
         source = iter(gangs)
         waiting: list[tuple[Gang, int]] = []
         calls: dict[Any, _Call] = {}
@@ -183,7 +186,7 @@ class RayExecutor:
                     exhausted = gang is None
                     if gang is not None:
                         waiting.append((gang, 0))
-                self._submit(waiting, calls, reference, exhausted)
+                self._submit(waiting, calls, sent, exhausted)
                 if not (waiting or calls):
                     return
                 ready, _ = ray.wait([*calls, *self._hellos], num_returns=1, timeout=1.0)
@@ -201,9 +204,13 @@ class RayExecutor:
                 call.host.flight -= 1
                 call.host.alone = False
 
-    def _submit(
-        self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], reference: Any, exhausted: bool
-    ) -> None:
+    def _reference(self, number: int) -> Any:
+        """A reference to phase `number` of this conversation."""
+        if number not in self._references:
+            self._references[number] = ray.put(self._phases[number])
+        return self._references[number]
+
+    def _submit(self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], sent: Any, exhausted: bool) -> None:
         """Give waiting gangs to hosts with room.
 
         The last gangs are not queued behind others, unless they are short: who is free first takes them.
@@ -217,7 +224,8 @@ class RayExecutor:
                 pick = self._pick(host, waiting)
                 if pick is not None:
                     gang, attempts = waiting.pop(pick)
-                    ref = host.actor.run.remote(reference, gang, self._phases[:-1])
+                    numbers = () if self._owners.get(gang.index) is host else range(len(self._phases) - 1)
+                    ref = host.actor.run.remote(sent, gang, [self._reference(k) for k in numbers])
                     host.flight += 1
                     host.alone = attempts > 0
                     calls[ref] = _Call(gang, host, attempts + 1, perf_counter())

@@ -49,5 +49,5 @@ class ClientHost:
         return f"{socket.gethostname()}:{os.getpid()}", numerics(spec, self._runner.canary())
 
     def run(self, phase: "Phase", gang: "Gang", earlier: list[Any]) -> "GangReply":
-        """Run a gang. `earlier` holds references to the phases before this one, fetched only if scratch was lost."""
-        return self._runner.run(phase, gang, lambda k: ray.get(earlier[k]))
+        """Run a gang. `earlier` are references to the phases before this one, if the gang's scratch is not here."""
+        return self._runner.run(phase, gang, lambda: map(ray.get, earlier))
