@@ -62,8 +62,14 @@ class KillsAfter:
             ray.kill(named[0].actor)
 
 
-@pytest.mark.parametrize(("name", "phase"), [("fedga", 0), ("fedga", 1), ("scaffold", 0)])
-def test_a_killed_host_changes_no_bit(name: str, phase: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "phase", "small"), [("fedga", 0, 0), ("fedga", 0, 1 << 20), ("fedga", 1, 0), ("scaffold", 0, 1 << 20)]
+)
+def test_a_killed_host_changes_no_bit(
+    name: str, phase: int, small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether phases are put (`small` 0) or travel in the calls."""
+    monkeypatch.setattr("raygrad.onray.executor.SMALL_PHASE", small)
     plan = planned(problem(ALGORITHMS[name]()), tmp_path)
     expected, _ = play(plan, InProcess(plan.spec), 3, tmp_path)
     executor = RayExecutor(plan.spec, 2)
