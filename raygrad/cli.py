@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from raygrad.commands import benchmark, check, results, show, train
+from raygrad.commands import benchmark, check, output, results, show, train
 from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
 _ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(None if arguments is None else list(arguments), prog_name="raygrad", standalone_mode=False)
     except RaygradError as e:
-        _say(e)
+        output.error(e)
         return e.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("raygrad: interrupted", file=sys.stderr)
@@ -78,13 +78,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _usage(e)
     return code if isinstance(code, int) else 0
-
-
-def _say(error: RaygradError) -> None:
-    first, *notes = [str(error), *getattr(error, "__notes__", ())]
-    print(f"raygrad: {' '.join(first.split())}", file=sys.stderr)
-    for note in notes:
-        print(f"  {note}", file=sys.stderr)
 
 
 def _warn(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from raygrad.errors import BadInput
 from raygrad.models import Model
 from raygrad.rng import Purpose, torch_seed
 
@@ -48,6 +49,7 @@ class FlatModel:
         )
         for p, view in zip(self._params, self.split(self._flat).values(), strict=True):
             p.data = view
+        self._versions = [p._version for p in self._params]
         self._frozen = frozen
         self.buffer_size = sum(t.numel() for t in self._rest())
 
@@ -74,6 +76,17 @@ class FlatModel:
         self._flat = x.detach()
         for p, view in zip(self._params, self.split(self._flat).values(), strict=True):
             p.data = view
+        self._versions = [p._version for p in self._params]
+
+    def refuse_written(self) -> None:
+        """Raise BadInput if the module itself changed its parameters since `load`, in place or by assigning others."""
+        storage = self._flat.untyped_storage().data_ptr()
+        for name, p, version in zip(self.names, self._params, self._versions, strict=True):
+            if p._version != version or p.untyped_storage().data_ptr() != storage:
+                raise BadInput(
+                    f"the model ({type(self.module).__name__}) changes its parameter {name} while it computes, which "
+                    "makes results depend on who computed before; use a parametrization (torch.nn.utils.parametrize)"
+                )
 
     def buffers(self) -> Tensor:
         """A copy of the current buffers [b], in the model's dtype. Raises TypeError if their size changed."""
@@ -99,6 +112,7 @@ class FlatModel:
         self.load(x)
         value = loss(self.module(inputs), targets).sum()
         grads = self._grads(value, scale)
+        self.refuse_written()
         return torch.cat([g.flatten() for g in grads]), value.detach()
 
     def _grads(self, value: Tensor, scale: float) -> tuple[Tensor, ...]:
@@ -122,6 +136,7 @@ class FlatModel:
             losses.append(value.detach() / len(targets))
             for part, g in zip(parts, grads, strict=True):
                 part.add_(g.add(part, alpha=weight_decay) if weight_decay else g, alpha=-lr)
+        self.refuse_written()
         return y, losses
 
     def hvp(self, x: Tensor, v: Tensor, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:

@@ -1,12 +1,39 @@
 """Ctrl-C and SIGTERM end a run between two steps that belong together, never inside them."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from raygrad.errors import Stopped
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end this process on the spot, with the exit codes 130 and 75.
+
+    For the time before there is anything to save: an exception raised while two threads import may be lost inside the
+    import system, with its lock held.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        name, code = ("interrupted", 130) if number == signal.SIGINT else ("stopped by SIGTERM", Stopped.exit_code)
+        shown = "\033[?25h" if sys.stderr.isatty() else ""  # the cursor, which a live display hides
+        print(f"{shown}raygrad: {name} before the first round; run the same command again", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    former = {n: signal.signal(n, leave) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for n, handler in former.items():
+            signal.signal(n, handler)
 
 
 class Interrupts:

@@ -495,11 +495,13 @@ def open_executor(
 
             try:
                 made = early.actors() if early is not None else []
-                stack.enter_context(connected(where))
+                started = stack.enter_context(connected(where)) or early is not None
             except SystemExit as e:  # Ray's own handler of SIGTERM, while it starts
                 raise Stopped("stopped by SIGTERM") from e
             interrupts.install()  # again, since Ray set its own
-            executor = RayExecutor(plan.spec, where.hosts, where.gpus_per_host, recorded, strict, made)
+            executor = RayExecutor(
+                plan.spec, where.hosts, where.gpus_per_host, recorded, strict, made, ship_code=not started
+            )
         stack.callback(executor.close)
         if recorded is None:
             with storage.run_storage(path):

@@ -131,6 +131,7 @@ class LoopTask(_Round):
                 for name, f in functions.items():
                     sums[name] += f(out, chunk.y).sum().double().cpu()
         model.module.train()
+        model.refuse_written()
         return {**sums, "count": torch.tensor(float(self.examples), dtype=torch.float64)}
 
 

@@ -449,6 +449,22 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(
     assert load(folder).checkpoint.round == done + 2
 
 
+@pytest.mark.parametrize("after", [0.6, 1.2, 2.0, 3.0])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_ray_starts_ends_the_command(number: int, code: int, after: float, tmp_path: Path) -> None:
+    """Whatever the command is at then: importing in two threads, preparing the data, waiting for Ray."""
+    words = [sys.executable, "-m", "raygrad", "run", "--rounds", "1000000"]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    modules = Path(f"/proc/{process.pid}/maps")
+    while modules.exists() and "_raylet" not in modules.read_text() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(after - 0.5)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "Traceback" not in error and len(error.splitlines()) <= 2
+
+
 def test_a_recipe_file_with_its_own_algorithm_runs_on_ray_with_the_same_bits(
     ray_local: None, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

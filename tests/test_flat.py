@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raygrad import local
 from raygrad.contract import Batch
+from raygrad.errors import BadInput
 from raygrad.flat import FlatModel
 from raygrad.objectives import accuracy, cross_entropy, squared_error
 
@@ -117,3 +118,38 @@ def test_losses_and_metrics_give_one_value_per_example() -> None:
     assert torch.allclose(cross_entropy(out, y), F.cross_entropy(out, y, reduction="none"))
     assert accuracy(out, y).tolist() == [1.0, 1.0, 0.0]
     assert squared_error(torch.tensor([[1.0], [4.0]]), torch.tensor([3.0, 4.0])).tolist() == [2.0, 0.0]
+
+
+class Writes(nn.Linear):
+    """A layer that bounds its own weight, by `how`."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(3, 2)
+        self.how = how
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self.how == "in place":
+                self.weight.mul_(0.9)
+            elif self.how == "assigned":
+                self.weight.data = self.weight.clamp(-0.1, 0.1)
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned", "not at all"])
+@pytest.mark.parametrize("call", ["grad", "descend"])
+def test_a_model_that_writes_its_parameters_is_refused(how: str, call: str) -> None:
+    model = FlatModel(Writes(how), torch.float64)
+    x, inputs, targets = model.vector(), torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+
+    def compute() -> None:
+        if call == "grad":
+            model.grad(x, inputs, targets, cross_entropy)
+        else:
+            model.descend(x, [(inputs, targets)] * 2, cross_entropy, 0.1, 0.0)
+
+    if how == "not at all":
+        compute()
+    else:
+        with pytest.raises(BadInput, match="changes its parameter weight"):
+            compute()

@@ -1,11 +1,34 @@
 """How commands print: text that fits a terminal there, and plain aligned text in a pipe."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from raygrad.errors import RaygradError
+
+
+def error(error: RaygradError) -> None:
+    """One line on stderr, and the error's notes."""
+    first, *notes = [str(error), *getattr(error, "__notes__", ())]
+    print(f"raygrad: {' '.join(first.split())}", file=sys.stderr)
+    for note in notes:
+        print(f"  {note}", file=sys.stderr)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Inside, errors are printed as soon as they come: what follows, as shutting Ray down, may take seconds."""
+    try:
+        yield
+    except RaygradError as e:
+        error(e)
+        raise typer.Exit(e.exit_code) from e
 
 
 def line(text: str) -> None:

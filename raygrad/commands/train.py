@@ -10,6 +10,7 @@ import typer
 
 from raygrad.commands import options, output
 from raygrad.errors import BadInput, BelowQuorum, Diverged, RaygradError, Stopped
+from raygrad.interrupts import leaving_at_once
 
 if TYPE_CHECKING:
     from raygrad.experiment import Where
@@ -89,8 +90,10 @@ def run(
     that folder to resume such a run or to repeat its experiment.json.
     `raygrad list algorithms` (datasets, models, …) shows every field.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, output.errors():
         early = None
+        until_played = stack.enter_context(ExitStack())
+        until_played.enter_context(leaving_at_once())
         if _can_start_early(recipe, on, hosts, address, gpus_per_host, device):
             from raygrad.onray.start import EarlyStart
 
@@ -117,13 +120,9 @@ def run(
         experiments.check_reachable(where, run_root)
         with display(quiet) as screen:
             screen.waiting("preparing the data")
-            try:
-                made = engine.create(
-                    chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say
-                )
-            except KeyboardInterrupt:
-                raise Interrupted("interrupted before the first round; run the same command again") from None
+            made = engine.create(chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say)
             screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
+            until_played.close()
             try:
                 _play(made, run_root, screen, early)
             except BadInput:

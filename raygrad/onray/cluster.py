@@ -19,14 +19,14 @@ CONNECT_S = 5.0
 
 
 @contextmanager
-def connected(where: Where) -> Iterator[None]:
-    """A Ray with room for the hosts that `where` asks for. One that was started here is shut down at the end.
+def connected(where: Where) -> Iterator[bool]:
+    """A Ray with room for the hosts that `where` asks for, and whether it was started here (and is then shut down).
 
     Raises BadInput if a Ray that was not started here has less room than the hosts need, or cannot be reached.
     """
     if ray.is_initialized():
         check_room(where)
-        yield
+        yield False
         return
     address = check(where)
     try:
@@ -41,7 +41,7 @@ def connected(where: Where) -> Iterator[None]:
         ) from e
     try:
         check_room(where)
-        yield
+        yield not address
     finally:
         ray.shutdown()
 

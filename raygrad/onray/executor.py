@@ -78,6 +78,7 @@ class RayExecutor:
     """Host actors behind one `run`.
 
     `numerics` is what an earlier part of the run recorded, if there was one. `made` are host actors to use first.
+    With `ship_code` the user's own modules travel along, for hosts that cannot import them.
     """
 
     def __init__(
@@ -88,10 +89,13 @@ class RayExecutor:
         numerics: Mapping[str, str] | None = None,
         strict: bool = True,
         made: Iterable[Any] = (),
+        ship_code: bool = True,
     ) -> None:
         self._actor_class = host_class(gpus_per_host)
         self._made = list(made)
-        _ship_by_value(type(spec.model).__module__)
+        self._ship_code = ship_code
+        if ship_code:
+            _ship_by_value(type(spec.model).__module__)
         self._spec = ray.put(spec)
         self._strict = strict
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
@@ -172,7 +176,8 @@ class RayExecutor:
         if phase.number == 0:
             self._phases, self._references, self._owners = [], {}, {}
         self._phases.append(phase)
-        _ship_by_value(phase.work.__module__)
+        if self._ship_code:
+            _ship_by_value(phase.work.__module__)
         sent = phase if phase.nbytes <= SMALL_PHASE else self._reference(phase.number)
         source = iter(gangs)
         waiting: list[tuple[Gang, int]] = []
