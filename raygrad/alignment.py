@@ -51,9 +51,10 @@ class Alignment:
 
 
 def fixed_cohort(population: Population, size: int, seed: int) -> Cohort:
-    """min(N, size) clients with equal weights, the same in every round."""
+    """min(n, size) of the n present clients with equal weights, the same in every round."""
     count = min(len(population), size)
-    clients = np.sort(rng(seed, Purpose.PROBE).choice(len(population), count, replace=False, shuffle=False))
+    chosen = np.sort(rng(seed, Purpose.PROBE).choice(len(population), count, replace=False, shuffle=False))
+    clients = population.at(chosen)
     return Cohort(clients, np.ones(count), population)
 
 
@@ -122,17 +123,17 @@ class AlignmentProbe:
 
     def measure(self, x: Tensor, cohort: Cohort) -> Generator[Ask, Replies, Alignment]:
         """The conversation about `x` [d] with clients of equal weights."""
-        m, debias = len(cohort), debiasing(len(cohort), len(cohort.population))
         a = yield Ask(self.gradient, cohort, {"x": x}, charged=False)
+        m, debias = len(a.cohort), debiasing(len(a.cohort), len(cohort.population))
         g, g_mean = a.totals["g"] / m, a.mean("g")
-        b = yield Ask(self.agreement, cohort, {"x": x, "g_mean": g_mean}, charged=False)
+        b = yield Ask(self.agreement, a.cohort, {"x": x, "g_mean": g_mean}, charged=False)
         # The clients took differences to a rounded mean: its own distance to the mean is part of theirs.
         spread = max(0.0, float(b.scalar("deviation").mean()) - _squared(g - g_mean))
         square, squares = _squared(g), a.scalar("square")
         directed = squares > 0
         accuracies = np.empty(0)
         if self.accuracy_part is not None:
-            e = yield Ask(self.evaluate, cohort, {"x": x}, part=self.accuracy_part, charged=False)
+            e = yield Ask(self.evaluate, b.cohort, {"x": x}, part=self.accuracy_part, charged=False)
             counts = e.scalar("count")
             accuracies = e.scalar("accuracy")[counts > 0] / counts[counts > 0]
         return Alignment(

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from raygrad.driver import Driver, Operation, ServerState
+from raygrad.driver import Operation
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import cut
@@ -116,7 +116,7 @@ def samples(found: Candidates, hosts: int, repeats: int) -> Iterator[Sample]:
     phase as they become free; messages are not modelled.
     """
     plan = found.plan
-    e, start = plan.experiment, ServerState(plan.experiment.algorithm.init(plan.x, plan.population), plan.buffers)
+    start = plan.start()
     executors = {mode: InProcess(replace(plan.spec, mode=mode)) for mode in {c.mode for c in found.choices}}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -124,10 +124,7 @@ def samples(found: Candidates, hosts: int, repeats: int) -> Iterator[Sample]:
     ):
         for index in range(1, repeats + 2):
             for choice in found.choices:
-                driver = Driver(
-                    e.algorithm, e.sampler, plan.population, executors[choice.mode], states, e.seed, choice.size,
-                    plan.x.dtype, e.schedule.factor,
-                )  # fmt: skip
+                driver = replace(plan.driver(executors[choice.mode], states), gang_size=choice.size)
                 talk = driver.play(start, index).talk
                 seconds = sum(o.wall_s for o in talk.operations)
                 if index > 1:

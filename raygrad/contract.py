@@ -9,12 +9,15 @@ steps, B the batch size.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from raygrad.rng import Purpose, rng
 
 ClientState = Mapping[str, Tensor]
 """What one client keeps between rounds (SCAFFOLD's c_i). The driver owns it; it advances if and only if the round
@@ -106,44 +109,65 @@ state and the scratch of earlier phases."""
 
 @dataclass(frozen=True)
 class Population:
-    """All N clients. `weights` are what the aggregation uses: ones, or the clients' numbers of examples."""
+    """All N clients, of which some may not be there now. `weights` are what the aggregation uses: ones, or the clients'
+    numbers of examples. What is said of the population is said of its present clients.
+    """
 
     examples: np.ndarray  # [N] int64
     weights: np.ndarray  # [N] float64
+    present: np.ndarray | None = None  # [n] int64, sorted; None: all are there
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.examples if self.present is None else self.present)
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """The present clients at `positions` [m] of 0..n-1, as client numbers."""
+        return positions if self.present is None else self.present[positions]
 
     @cached_property
     def weight(self) -> float:
-        """The sum of all weights."""
-        return float(self.weights.sum())
+        """The sum of the present clients' weights."""
+        return float((self.weights if self.present is None else self.weights[self.present]).sum())
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The clients of one round, in plan order, each once, with their aggregation weights."""
+    """The clients of one round, in plan order, each once, with their aggregation weights.
+
+    Means divide by the sum of the weights, or by `mean_weight` per client where a sampling scheme or a discount for
+    staleness says so.
+    """
 
     clients: np.ndarray  # [m] int64
     weights: np.ndarray  # [m] float64
     population: Population
+    mean_weight: float | None = None
+    staleness: np.ndarray | None = None  # [m] int64, rounds since the clients were given their model; None: no rounds
 
     def __len__(self) -> int:
         return len(self.clients)
 
     @property
-    def share(self) -> float:
-        """The cohort's part of the population's weight; m / N when the weights are equal."""
-        return float(self.weights.sum()) / self.population.weight
+    def divisor(self) -> float:
+        """What weighted sums are divided by to give means."""
+        return float(self.weights.sum()) if self.mean_weight is None else self.mean_weight * len(self)
+
+    def only(self, mask: np.ndarray) -> "Cohort":
+        """The clients where `mask` [m] is true."""
+        if mask.all():
+            return self
+        staleness = None if self.staleness is None else self.staleness[mask]
+        return replace(self, clients=self.clients[mask], weights=self.weights[mask], staleness=staleness)
 
 
 @dataclass(frozen=True)
 class Ask:
     """One communication phase: run `work` at every client of `cohort`.
 
-    The cohort is the round's. `down` are vectors that every client receives; `each` has one row per client [m, ...];
-    `rows` names the update entries that the server needs client by client instead of summed. `part` says which part of
-    each client's shard the task reads. An ask that only measures is not `charged` as a communication.
+    The cohort is the round's, later that of the newest replies. `down` are vectors that every client receives; `each`
+    has one row per client [m, ...]; `rows` names the update entries that the server needs client by client instead of
+    summed, `shares` those that are summed with the population's weights instead of the cohort's. `part` says which part
+    of each client's shard the task reads. An ask that only measures is not `charged` as a communication.
     """
 
     work: ClientMethod
@@ -151,13 +175,14 @@ class Ask:
     down: Mapping[str, Tensor]
     each: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Sequence[str] = ()
+    shares: Sequence[str] = ()
     part: str = "train"
     charged: bool = True
 
 
 @dataclass(frozen=True)
 class Replies:
-    """What the cohort answered. Sums are weighted with the cohort's weights, in float64, along the fixed tree."""
+    """What those of the cohort answered whose answers count. Sums are weighted, in float64, along the fixed tree."""
 
     cohort: Cohort
     totals: Mapping[str, Tensor]  # name -> [d] float64, sum of w_i u_i
@@ -167,7 +192,18 @@ class Replies:
 
     def mean(self, name: str) -> Tensor:
         """The weighted mean of an update vector [d], in the model's dtype."""
-        return (self.totals[name] / float(self.cohort.weights.sum())).to(self.dtype)
+        return (self.totals[name] / self.cohort.divisor).to(self.dtype)
+
+    def share(self, name: str) -> Tensor:
+        """The mean over the whole population of an update vector [d] named in `shares`, as if all others had answered
+        zero.
+        """
+        return (self.totals[name] / self.cohort.population.weight).to(self.dtype)
+
+    @property
+    def discount(self) -> float:
+        """The sum of the weights over what means are divided by: below 1 where stale answers count less."""
+        return float(self.cohort.weights.sum()) / self.cohort.divisor
 
     def rows(self, name: str) -> Tensor:
         """An update vector client by client [m, d], in plan order; `name` must be among the ask's `rows`."""
@@ -202,15 +238,97 @@ class Algorithm(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Change:
+    """Clients that left or joined the population between two rounds. Those who come back bring their old state."""
+
+    before: Population
+    after: Population
+    left: np.ndarray  # [l] int64, sorted
+    joined: np.ndarray  # [j] int64, sorted
+    states: Callable[[np.ndarray], Mapping[str, Tensor]]
+    """`states(clients)`: the states of some clients, name -> [m, ...]"""
+
+    def mean(self, mean: Tensor, name: str) -> Tensor:
+        """The mean [d] of the client states `name` over the population after the change, from that before it."""
+        total = mean.double() * self.before.weight
+        for clients, sign in ((self.left, -1.0), (self.joined, 1.0)):
+            for start in range(0, len(clients), _CHANGED):
+                some = clients[start : start + _CHANGED]
+                weights = torch.from_numpy(sign * self.before.weights[some])
+                total += (self.states(some)[name].double() * weights[:, None]).sum(0)
+        return (total / self.after.weight).to(mean.dtype)
+
+
+_CHANGED = 64  # client states read at a time
+
+
+@runtime_checkable
+class Resizes(Protocol):
+    """An algorithm whose state depends on who is in the population."""
+
+    def resize(self, state: Any, change: Change) -> Any:
+        """The state for the population after `change`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whom a sampler may draw from in round `round`, and what it may know."""
+
+    round: int
+    seed: int
+    population: Population
+    count: int  # how many to draw
+    x: Tensor  # [d], the model
+    excluded: np.ndarray  # [e] int64, clients that are at work already
+    available: Callable[[np.ndarray], np.ndarray]
+    """`available(clients)` -> [m] bool: who could begin now"""
+    memory: Mapping[str, Tensor]
+    """what the sampler `Learns`"""
+    draw: int = 0  # in an asynchronous round: the number of the draw
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """The generator for this draw."""
+        draw = (self.draw,) if self.draw else ()
+        return rng(self.seed, Purpose.SAMPLING, self.round, *draw, *key)
+
+
+Draw = Generator[Ask, Replies, Cohort]
+
+
 @runtime_checkable
 class Sampler(Protocol):
-    """Who is asked. A draw is a function of (seed, round)."""
+    """Who is asked. A draw is a function of the pool."""
 
     @property
     def cohort(self) -> int:
-        """m, how many clients are asked per round."""
+        """m, how many clients shall answer per round."""
         ...
 
-    def draw(self, round: int, seed: int, population: Population) -> Cohort:
-        """The cohort of round `round`."""
+    def draw(self, pool: Pool) -> Cohort | Draw:
+        """`pool.count` clients, or as many as there are; a conversation where clients must be asked first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a sampler may learn from a round: of the clients whose answers counted."""
+
+    round: int
+    cohort: Cohort
+    losses: np.ndarray | None  # [m] float64, mean training loss
+    seconds: np.ndarray  # [m] float64, modelled
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A sampler that keeps something between rounds: tensors by name, saved in checkpoints."""
+
+    def start(self, population: Population) -> Mapping[str, Tensor]:
+        """What it knows before the first round."""
+        ...
+
+    def learn(self, memory: Mapping[str, Tensor], told: Told) -> Mapping[str, Tensor]:
+        """What it knows after a round."""
         ...

@@ -1,21 +1,31 @@
 """The driver carries the conversation of each round between an algorithm and an executor. It knows no mathematics.
 
 A round is the unit of atomicity: the server's state and the clients' states are adopted together when its generator
-returns.
+returns. Who counts is decided on the modelled clock before anything is computed; real time decides nothing.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raygrad.contract import Algorithm, Ask, Cohort, Population, Replies, Sampler
-from raygrad.errors import Diverged
-from raygrad.gang import BUFFERS, Arrays, Gang, GangReply, Phase, TreeSum, cut, finite
+from raygrad.contract import Algorithm, Ask, Change, Cohort, Learns, Pool, Population, Replies, Resizes, Sampler, Told
+from raygrad.costs import Cost, rehearse
+from raygrad.devices import Address, Devices, Finish, Load
+from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
+from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Phase, TreeSum, cut, finite, parted, without
+from raygrad.local import Local
+from raygrad.rng import Purpose, uniforms
+from raygrad.stragglers import Closing, Policy
+
+ANSWERED, LATE, LEFT, UNAVAILABLE = "answered", "late", "left", "unavailable"
+STALE, REJECTED, DAMAGED, KILLER = "stale", "rejected", "damaged", "killer"
+OUTCOMES = (ANSWERED, LATE, LEFT, UNAVAILABLE, STALE, REJECTED, DAMAGED, KILLER)
+"""What may become of a client that was asked."""
 
 
 class States(Protocol):
@@ -43,7 +53,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Done:
-    """A gang's reply and how it came about; `reply` is None for an attempt that failed and is made again."""
+    """A gang's reply and how it came about; `reply` is None for an attempt that failed.
+
+    A gang that has had no reply when its phase is over was lost too often to be tried again.
+    """
 
     gang: int
     reply: GangReply | None
@@ -59,11 +72,60 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
+class Failures:
+    """What happens when a client fails for good: the run stops, or goes on without it for this round ("skip").
+
+    `nan`: its update or loss is not finite. `data`: its stored shard is damaged. `killer`: it kills every host that
+    runs it. A round with fewer than `quorum` answers ends the run.
+    """
+
+    quorum: int = 1
+    nan: Literal["stop", "skip"] = "stop"
+    data: Literal["stop", "skip"] = "stop"
+    killer: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        if self.quorum < 1:
+            raise BadInput(f"failures.quorum is {self.quorum}; it must be >= 1")
+
+
+@dataclass(frozen=True)
+class Flight:
+    """The clients that are at work while an asynchronous server steps on."""
+
+    clients: np.ndarray  # [c] int64
+    begun: np.ndarray  # [c] int64, the round whose model they were given
+    end_s: np.ndarray  # [c] float64, on the modelled clock
+    answers: np.ndarray  # [c] bool, False for those that will leave
+    models: Mapping[int, Mapping[str, Tensor]]  # round -> what was sent down in it
+
+
+@dataclass(frozen=True)
 class ServerState:
-    """What the server keeps between rounds: the algorithm's state and the model's buffers [b] (None if it has none)."""
+    """What the server keeps between rounds: the algorithm's state, the model's buffers [b] (None if it has none), the
+    modelled clock, what the sampler has learned, who is at work in an asynchronous run, and which clients are there
+    (None: all).
+    """
 
     algorithm: Any
     buffers: Tensor | None = None
+    clock_s: float = 0.0
+    sampler: Mapping[str, Tensor] = field(default_factory=dict)
+    flight: Flight | None = None
+    present: np.ndarray | None = None  # [n] int64, sorted
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What became of some clients [m] and how long they took, in seconds on the modelled clock."""
+
+    clients: np.ndarray  # [m] int64
+    weights: np.ndarray  # [m] float64
+    outcome: np.ndarray  # [m] str
+    seconds: np.ndarray  # [m] float64, from being asked until the last answer or until the server knew it was gone
+    steps: np.ndarray  # [m] int64, local steps; 0 where not all counted in full
+    staleness: np.ndarray  # [m] int64
+    losses: np.ndarray  # [m] float64, mean training loss; NaN if none was reported
 
 
 @dataclass(frozen=True)
@@ -71,14 +133,24 @@ class Talk:
     """A finished conversation: its result, what it charges, and what came with it."""
 
     result: Any
-    cohort: Cohort
+    cohort: Cohort  # those that were asked
+    inside: np.ndarray  # [m] bool, whose answers have counted so far
+    fates: Fates
+    seconds: float = 0.0  # modelled
+    phases: int = 0
     communications: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
-    losses: np.ndarray | None = None  # [m] float64, the last phase's mean training loss by client
     buffers: Tensor | None = None
     states: list[tuple[np.ndarray, Arrays]] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+
+    asked: int = 0  # clients that were given work
+
+    @property
+    def answered(self) -> Cohort:
+        """Those whose answers count."""
+        return self.cohort.only(self.inside)
 
 
 @dataclass(frozen=True)
@@ -93,10 +165,24 @@ class Played:
 
     @property
     def train_loss(self) -> float | None:
-        """The cohort's weighted mean training loss."""
-        if self.talk.losses is None:
+        """The weighted mean training loss of those that answered."""
+        inside = self.talk.fates.outcome == ANSWERED
+        losses = self.talk.fates.losses[inside]
+        if not len(losses) or np.isnan(losses).any():
             return None
-        return float(np.average(self.talk.losses, weights=self.talk.cohort.weights))
+        return float(np.average(losses, weights=self.talk.fates.weights[inside]))
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What gangs have answered, put together: `totals` along the tree, the rest client by client in plan order."""
+
+    totals: dict[str, Tensor]
+    scalars: dict[str, np.ndarray]
+    rows: dict[str, Tensor]
+    states: list[tuple[np.ndarray, Arrays]]
+    failed: dict[int, str]  # client -> outcome
+    operations: list[Operation]
 
 
 @dataclass(frozen=True)
@@ -111,41 +197,127 @@ class Driver:
     seed: int
     gang_size: int
     dtype: torch.dtype
-    schedule: Callable[[int], float] = lambda round: 1.0
+    schedule: Callable[[int], float]  # round -> factor on the step size
+    local: Local
+    measures: tuple[str, ...]  # what an evaluation measures
+    policy: Policy
+    devices: Devices
+    failures: Failures
+    _costs: dict[Any, Cost] = field(default_factory=dict)
 
     def play(self, state: ServerState, index: int) -> Played:
         """Round `index`, from the state before it.
 
-        Changes nothing: the caller adopts the new state and `talk.states` together. Raises Diverged.
+        Changes nothing: the caller adopts the new state and `talk.states` together. Raises Diverged, BelowQuorum.
         """
         started = perf_counter()
         factor = self.schedule(index)
-        cohort = self.sampler.draw(index, self.seed, self.population)
-        conversation = self.algorithm.round(state.algorithm, cohort)
-        talk = self.converse(conversation, ("round", index), cohort, state.buffers, factor)
-        if not finite(talk.result.x):
+        drawn = self.sampler.draw(self.pool(state, index, self.policy.asks(self.sampler.cohort)))
+        before: Talk | None = None
+        if isinstance(drawn, Generator):
+            before = self.converse(drawn, ("sample", index), None, state.buffers, factor, state.clock_s)
+            drawn = before.result
+        clock = state.clock_s + (before.seconds if before else 0.0)
+        conversation = self.algorithm.round(state.algorithm, drawn)
+        talk = self.converse(
+            conversation, ("round", index), drawn, state.buffers, factor, clock, before.phases if before else 0,
+            self.sampler.cohort,
+        )  # fmt: skip
+        if before is not None:
+            talk = _after(before, talk)
+        known = self.learned(state.sampler, index, talk.answered, talk.fates)
+        after = replace(
+            state, algorithm=talk.result, buffers=talk.buffers, clock_s=state.clock_s + talk.seconds, sampler=known
+        )
+        return self.played(after, index, talk, factor, started)
+
+    def resized(self, state: ServerState, present: np.ndarray | None) -> tuple["Driver", ServerState]:
+        """What goes on when `present` [n] of the clients are there (None: all), and the server's state for them."""
+        before = self.population
+        everybody = np.arange(len(before.examples))
+        after = Population(before.examples, before.weights, present)
+        old, new = (everybody if p.present is None else p.present for p in (before, after))
+        change = Change(before, after, np.setdiff1d(old, new), np.setdiff1d(new, old), self._client_states)
+        if not len(new):
+            raise BadInput("no client would be left in the population; keep at least one")
+        algorithm = state.algorithm
+        if isinstance(self.algorithm, Resizes):
+            algorithm = self.algorithm.resize(algorithm, change)
+        return replace(self, population=after), replace(state, algorithm=algorithm, present=present)
+
+    def _client_states(self, clients: np.ndarray) -> dict[str, Tensor]:
+        return {n: torch.from_numpy(a) for n, a in self.states.get(clients).items()}
+
+    def played(self, state: ServerState, index: int, talk: Talk, factor: float, started: float) -> Played:
+        """A round that is over. Raises Diverged if the model is not finite."""
+        if not finite(state.algorithm.x):
             raise Diverged("the model", index, None)
-        return Played(index, ServerState(talk.result, talk.buffers), talk, factor, perf_counter() - started)
+        return Played(index, state, talk, factor, perf_counter() - started)
+
+    def pool(self, state: ServerState, index: int, count: int, excluded: np.ndarray | None = None) -> Pool:
+        """Whom the sampler may draw from at the beginning of round `index`."""
+        return Pool(
+            index, self.seed, self.population, count, state.algorithm.x,
+            np.empty(0, np.int64) if excluded is None else excluded,
+            lambda clients: self.devices.available(clients, state.clock_s, Address(self.seed, index, 0)),
+            state.sampler,
+        )  # fmt: skip
+
+    def learned(self, known: Mapping[str, Tensor], index: int, cohort: Cohort, fates: Fates) -> Mapping[str, Tensor]:
+        """What the sampler knows after a round whose answers came from `cohort`."""
+        if not isinstance(self.sampler, Learns):
+            return known
+        inside = fates.outcome == ANSWERED
+        losses = fates.losses[inside]
+        told = Told(index, cohort, None if np.isnan(losses).any() else losses, fates.seconds[inside])
+        return self.sampler.learn(known, told)
 
     def converse(
         self,
         conversation: Generator[Ask, Replies, Any],
         address: tuple[str, int],
-        cohort: Cohort,
+        cohort: Cohort | None,
         buffers: Tensor | None,
         lr_factor: float = 1.0,
+        clock_s: float = 0.0,
+        first: int = 0,
+        wanted: int | None = None,
     ) -> Talk:
-        """Carry one conversation to its end. `address` is what it is for, and the round."""
-        talk = Talk(None, cohort, buffers=buffers)
-        gangs = cut(cohort.clients, cohort.weights, self.gang_size)
-        sent: list[Tensor] = []
-        number = 0
+        """Carry one conversation to its end.
+
+        `address` is what it is for, and the round. `cohort` are the clients that it must ask (None: whom it wants);
+        `wanted` of them shall answer (None: all). `clock_s` is its beginning on the modelled clock. `first` counts the
+        phases that its round has had before.
+        """
+        ask = next(conversation)
+        if cohort is not None:
+            _same(ask, cohort)
+        cohort, m = ask.cohort, len(ask.cohort)
+        shares = self.population.weights[cohort.clients] if ask.part != "test" else cohort.weights
+        gangs = cut(cohort.clients, cohort.weights, shares, self.gang_size)
+        fates = Fates(
+            cohort.clients, cohort.weights, np.full(m, ANSWERED, object), np.zeros(m), np.zeros(m, np.int64),
+            np.zeros(m, np.int64), np.full(m, np.nan),
+        )  # fmt: skip
+        talk = Talk(None, cohort, np.ones(m, np.bool_), fates, phases=first, buffers=buffers, asked=m)
+        number, sent, scratch = 0, [], {}
         try:
-            ask = next(conversation)
             while True:
-                talk, replies = self._phase(talk, ask, gangs, number, address, lr_factor, sent)
-                number += 1
+                talk, replies, gangs = self._phase(
+                    talk,
+                    ask,
+                    gangs,
+                    number,
+                    address,
+                    lr_factor,
+                    clock_s,
+                    m if wanted is None else wanted,
+                    sent,
+                    scratch,
+                )
                 ask = conversation.send(replies)
+                _same(ask, talk.answered)
+                number += 1
         except StopIteration as stop:
             return replace(talk, result=stop.value)
 
@@ -157,58 +329,246 @@ class Driver:
         number: int,
         address: tuple[str, int],
         lr_factor: float,
+        clock_s: float,
+        wanted: int,
         sent: list[Tensor],
-    ) -> tuple[Talk, Replies]:
-        asked, own = ask.cohort, talk.cohort
-        if not (np.array_equal(asked.clients, own.clients) and np.array_equal(asked.weights, own.weights)):
-            raise TypeError(
-                f"{ask.work.__qualname__} is asked of other clients than the cohort of its conversation, or with other "
-                "weights"
+        scratch: dict[str, Tensor],
+    ) -> tuple[Talk, Replies, list[Gang]]:
+        asked = len(ask.cohort)
+        new = [t for t in ask.down.values() if not any(t is s for s in sent)]
+        sent.extend(new)
+        down = sum(t.nbytes for t in new) + sum(t[0].nbytes for t in ask.each.values() if asked)
+        own_buffers = BUFFERS in self.states.get(ask.cohort.clients[:1])
+        if talk.buffers is not None and number == 0 and not own_buffers:  # the clients' own are not sent down
+            down += talk.buffers.nbytes
+        outcome, seconds, steps = talk.fates.outcome.copy(), talk.fates.seconds.copy(), talk.fates.steps.copy()
+        inside, limited, spent = talk.inside.copy(), None, 0.0
+        members = np.flatnonzero(inside)
+        if self.devices.modelled and ask.charged:
+            cost = self.cost(ask, scratch)
+            at = Address(self.seed, address[1], talk.phases)
+            closing, full, finish = self._close(ask, cost, down, clock_s + talk.seconds, at, wanted)
+            spent = closing.seconds
+            limited = closing.steps if (closing.steps < full).any() else None
+            gone = members[~closing.counts]
+            left = np.where(finish.seconds == 0, UNAVAILABLE, LEFT)
+            outcome[gone] = np.where(finish.answers, LATE, left)[~closing.counts]
+            seconds[members] = talk.seconds + np.minimum(finish.seconds, spent)
+            if cost.steps:
+                steps[members] = closing.steps
+            inside[gone] = False
+        elif ask.charged and self.cost(ask, scratch).steps:
+            steps[members] = self._steps(ask.cohort)
+        steps[~inside] = 0
+        phase = self.phase(ask, address, number, talk.buffers, lr_factor, limited)
+        now = parted(gangs, talk.inside, inside)
+        found = self.collect([(phase, now)])
+        for client, why in found.failed.items():
+            position = int(np.flatnonzero(talk.cohort.clients == client)[0])
+            outcome[position], inside[position] = why, False
+        answered = int(inside.sum())
+        if ask.charged and answered < self.failures.quorum:
+            raise BelowQuorum(
+                f"{answered} of {len(talk.cohort)} clients answered in round {address[1]} ({ask.work.__name__}); the "
+                f"quorum is {self.failures.quorum}"
             )
-        phase = Phase(
-            address, number, ask.work,
-            {n: t.numpy() for n, t in ask.down.items()}, {n: t.numpy() for n, t in ask.each.items()}, tuple(ask.rows),
-            ask.part, lr_factor, None if talk.buffers is None else talk.buffers.numpy(), ask.charged,
-        )  # fmt: skip
-        tree = TreeSum(len(gangs))
-        replies: dict[int, GangReply] = {}
-        operations: list[Operation] = []
-        for done in self.executor.run(phase, (replace(g, states=self.states.get(g.clients)) for g in gangs)):
-            operations.append(replace(done.operation, phase=number, work=ask.work.__name__))
-            if done.reply is not None:
-                replies[done.gang] = replace(done.reply, totals={})
-                if done.reply.failure is None:
-                    tree.add(done.gang, done.reply.totals)
-        failures = [replies[i].failure for i in sorted(replies) if replies[i].failure]
-        if failures:
-            name, client = failures[0]  # pyright: ignore[reportGeneralTypeIssues]
-            raise Diverged(f"{name} of {ask.work.__name__}", address[1], client)
-        ordered = [replies[g.index] for g in gangs]
-        totals = {n: torch.from_numpy(a if a.flags.writeable else np.array(a)) for n, a in (tree.total or {}).items()}
-        scalars = {n: np.concatenate([r.scalars[n] for r in ordered]) for n in ordered[0].scalars}
-        rows = {n: torch.from_numpy(np.concatenate([r.rows[n] for r in ordered])) for n in ordered[0].rows}
-        buffers = talk.buffers
+        buffers, totals = talk.buffers, found.totals
+        charged = sum(t.numel() for t in totals.values()) + len(found.scalars)
         if BUFFERS in totals:
-            buffers = (totals.pop(BUFFERS) / float(ask.cohort.weights.sum())).to(self.dtype)
+            buffers = (totals.pop(BUFFERS) / float(talk.cohort.weights[inside].sum())).to(self.dtype)
+        losses = talk.fates.losses
         if ask.charged:
-            new = [t for t in ask.down.values() if not any(t is s for s in sent)]
-            sent.extend(new)
-            down = sum(t.nbytes for t in new) * len(ask.cohort) + sum(t.nbytes for t in ask.each.values())
-            size = self.dtype.itemsize
-            up = (sum(t.numel() for t in totals.values()) + len(scalars)) * size * len(ask.cohort)
-            up += sum(t.nbytes for t in rows.values())
-            if talk.buffers is not None:
-                kept = any(BUFFERS in r.states for r in ordered)  # the clients' own: they are not sent down
-                down += talk.buffers.nbytes * len(ask.cohort) * (number == 0 and not kept)
-                up += talk.buffers.nbytes * len(ask.cohort)
+            losses = np.full(len(losses), np.nan)
+            if "train_loss" in found.scalars:
+                losses[inside] = found.scalars["train_loss"]
+            up = charged * self.dtype.itemsize * answered + sum(t.nbytes for t in found.rows.values())
             talk = replace(
                 talk,
                 communications=talk.communications + 1,
-                bytes_down=talk.bytes_down + down,
+                bytes_down=talk.bytes_down + down * asked,
                 bytes_up=talk.bytes_up + up,
                 buffers=buffers,
-                losses=scalars.get("train_loss"),
             )
-        states = [(g.clients, r.states) for g, r in zip(gangs, ordered, strict=True) if r.states]
-        talk = replace(talk, states=talk.states + states, operations=talk.operations + operations)
-        return talk, Replies(ask.cohort, totals, scalars, rows, self.dtype)
+        talk = replace(
+            talk,
+            inside=inside,
+            fates=replace(talk.fates, outcome=outcome, seconds=seconds, steps=steps, losses=losses),
+            seconds=talk.seconds + spent,
+            phases=talk.phases + 1,
+            states=talk.states + found.states,
+            operations=talk.operations + [replace(o, phase=talk.phases) for o in found.operations],
+        )
+        return talk, Replies(talk.answered, totals, found.scalars, found.rows, self.dtype), now
+
+    def phase(
+        self, ask: Ask, address: tuple[str, int], number: int, buffers: Tensor | None, lr_factor: float,
+        steps: np.ndarray | None = None,
+    ) -> Phase:  # fmt: skip
+        """An ask as a message to the hosts."""
+        return Phase(
+            address, number, ask.work,
+            {n: t.numpy() for n, t in ask.down.items()}, {n: t.numpy() for n, t in ask.each.items()}, tuple(ask.rows),
+            ask.part, lr_factor, None if buffers is None else buffers.numpy(), ask.charged, tuple(ask.shares), steps,
+        )  # fmt: skip
+
+    # --- modelled time ----------------------------------------------------------------------------------------------
+
+    def _steps(self, cohort: Cohort) -> np.ndarray:
+        """K of each client [m]."""
+        if self.local.steps is not None:
+            return np.full(len(cohort), self.local.steps)
+        counts = self.population.examples[cohort.clients].tolist()
+        return np.array([self.local.steps_for(n) for n in counts], np.int64)
+
+    def cost(self, ask: Ask, scratch: dict[str, Tensor]) -> Cost:
+        """What the ask costs a client. `scratch` holds what earlier phases of its conversation have kept."""
+        key = (type(getattr(ask.work, "__self__", None)), ask.work.__qualname__, *sorted(scratch))
+        if key not in self._costs:
+            given = {**ask.down, **{n: t[0] for n, t in ask.each.items()}, **scratch}
+            if len(ask.cohort):
+                states = self.states.get(ask.cohort.clients[:1])
+                given |= {n: torch.from_numpy(a[0].copy()) for n, a in states.items()}
+            count = int(self.population.examples[ask.cohort.clients[0]]) if len(ask.cohort) else 1
+            self._costs[key] = rehearse(ask.work, given, self.local, count, list(self.measures))
+        cost = self._costs[key]
+        scratch.update(cost.scratch)
+        return cost
+
+    def _close(
+        self, ask: Ask, cost: Cost, down: int, start_s: float, at: Address, wanted: int
+    ) -> tuple[Closing, np.ndarray, Finish]:
+        """When the phase closes, the full numbers of steps [m], and when the clients would be done."""
+        clients, full = ask.cohort.clients, self._steps(ask.cohort)
+
+        def attempt(steps: np.ndarray) -> Finish:
+            return self.finish(clients, cost, steps, down, start_s, at)
+
+        tie = uniforms(self.seed, Purpose.TIES, at.round, at.phase, clients=clients)
+        closing = self.policy.close(attempt, full, min(wanted, len(clients)), tie)
+        return closing, full, attempt(closing.steps)
+
+    def finish(
+        self, clients: np.ndarray, cost: Cost, steps: np.ndarray, down: int, start_s: float, address: Address
+    ) -> Finish:
+        """When clients [m] are done that begin at `start_s` and make `steps` [m] local steps."""
+        examples = cost.examples(self.local, self.population.examples[clients], steps)
+        load = Load(examples, np.full(len(clients), down), np.full(len(clients), cost.bytes_up))
+        return self.devices.run(clients, load, start_s, address)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def collect(self, runs: list[tuple[Phase, list[Gang]]]) -> Collected:
+        """Run gangs, each list in its phase, and put their answers together.
+
+        A client that fails for good is left out and its gang runs again, as if the client had not taken part.
+        """
+        order = [gang for _, gangs in runs for gang in gangs]
+        leaf = {gang.index: i for i, gang in enumerate(order)}
+        tree = TreeSum(len(order))
+        replies: dict[int, GangReply] = {}
+        clients: dict[int, np.ndarray] = {}
+        operations: list[Operation] = []
+        failed: dict[int, str] = {}
+        for phase, gangs in runs:
+            todo = [g for g in gangs if g.parts[-1].mask.any()]
+            while todo:
+                answers: dict[int, GangReply] = {}
+                for done in self.executor.run(phase, map(self._with_states, todo)):
+                    operations.append(replace(done.operation, work=phase.work.__name__))
+                    if done.reply is None:
+                        continue
+                    answers[done.gang] = replace(done.reply, totals={})
+                    if done.reply.failure is None:
+                        tree.add(leaf[done.gang], done.reply.totals)
+                again = []
+                for gang in todo:
+                    reply = answers.get(gang.index)
+                    failure = self._killer(phase, gang, operations) if reply is None else reply.failure
+                    if failure is not None:
+                        failed[failure.client] = self._decide(phase, failure)
+                        again.append(without(gang, failure.client))
+                    elif reply is not None:
+                        replies[gang.index] = reply
+                        clients[gang.index] = gang.clients[gang.parts[-1].mask]
+                todo = [g for g in again if g.parts[-1].mask.any()]
+        for gang in order:
+            if gang.index not in replies:
+                tree.add(leaf[gang.index], {})
+        ordered = [(clients[g.index], replies[g.index]) for g in order if g.index in replies]
+        some = ordered[0][1] if ordered else GangReply({}, {}, {}, {})
+        return Collected(
+            {n: torch.from_numpy(a if a.flags.writeable else np.array(a)) for n, a in (tree.total or {}).items()},
+            {n: np.concatenate([r.scalars[n] for _, r in ordered]) for n in some.scalars},
+            {n: torch.from_numpy(np.concatenate([r.rows[n] for _, r in ordered])) for n in some.rows},
+            [(c, r.states) for c, r in ordered if r.states],
+            failed,
+            operations,
+        )
+
+    def _with_states(self, gang: Gang) -> Gang:
+        return replace(gang, states=self.states.get(gang.clients))
+
+    def _decide(self, phase: Phase, failure: Failure) -> str:
+        """The outcome of a client that failed. Raises where the run shall stop."""
+        if getattr(self.failures, failure.kind) == "stop" or phase.part == "test":
+            if failure.kind == "nan":
+                raise Diverged(f"{failure.what} of {phase.work.__name__}", phase.round, failure.client)
+            raise Stopped(f"{failure.what}; then resume, or go on without such clients: failures.{failure.kind}=skip")
+        return {"nan": REJECTED, "data": DAMAGED, "killer": KILLER}[failure.kind]
+
+    def _killer(self, phase: Phase, gang: Gang, operations: list[Operation]) -> Failure:
+        """The client that kills the hosts that run `gang`. Raises Stopped when there is none or it is not looked for.
+
+        Halves of the gang are run; their answers are thrown away.
+        """
+        mask = gang.parts[-1].mask
+        suspects = gang.clients[mask]
+        last = next((o.outcome for o in reversed(operations) if o.gang == gang.index), "lost")
+        shown = ", ".join(map(str, suspects.tolist()[:8])) + ("…" if len(suspects) > 8 else "")
+        where = f"gang {gang.index} (clients {shown}) of round {phase.round}"
+        if self.failures.killer == "stop":
+            raise Stopped(
+                f"{where} has no answer: {last}; resume, or look for the client that kills its hosts and go on without "
+                "it: failures.killer=skip"
+            )
+        index = -1  # no gang of the cohort's: nothing that is kept for those is touched
+        while len(suspects) > 1:
+            half = suspects[: -(-len(suspects) // 2)]
+            suspects = half if self._kills(phase, gang, half, index, operations) else suspects[len(half) :]
+            index -= 1
+        if not self._kills(phase, gang, suspects, index, operations):
+            raise Stopped(f"{where} was lost, but no client of it kills a host alone ({last}); resume")
+        return Failure("killer", f"{where}: client {suspects[0]} kills its hosts", int(suspects[0]))
+
+    def _kills(self, phase: Phase, gang: Gang, some: np.ndarray, index: int, operations: list[Operation]) -> bool:
+        """Whether hosts die of these clients of the gang."""
+        for client in gang.clients[~np.isin(gang.clients, some)].tolist():
+            gang = without(gang, client)
+        answered = False
+        for done in self.executor.run(phase, [self._with_states(replace(gang, index=index))]):
+            operations.append(replace(done.operation, work=phase.work.__name__))
+            answered |= done.reply is not None
+        return not answered
+
+
+def _same(ask: Ask, cohort: Cohort) -> None:
+    """Refuse an ask of other clients than the conversation's, or with other weights."""
+    asked = ask.cohort
+    if not (np.array_equal(asked.clients, cohort.clients) and np.array_equal(asked.weights, cohort.weights)):
+        raise TypeError(
+            f"{ask.work.__qualname__} is asked of other clients than the cohort of its conversation, or with other "
+            "weights; a later phase asks the cohort of the replies before it"
+        )
+
+
+def _after(before: Talk, talk: Talk) -> Talk:
+    """A round's conversation with that of its sampler, which came before, added to what it charges."""
+    return replace(
+        talk,
+        seconds=before.seconds + talk.seconds,
+        communications=before.communications + talk.communications,
+        bytes_down=before.bytes_down + talk.bytes_down,
+        bytes_up=before.bytes_up + talk.bytes_up,
+        operations=before.operations + talk.operations,
+        fates=replace(talk.fates, seconds=before.seconds + talk.fates.seconds),
+    )

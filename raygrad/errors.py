@@ -29,6 +29,17 @@ class BadInput(RaygradError):
     exit_code = 2
 
 
+class DamagedShard(BadInput):
+    """What is stored of a client is not what was written. `client` is its number."""
+
+    def __init__(self, message: str, client: int) -> None:
+        super().__init__(message, client)
+        self.client = client
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 class Diverged(RaygradError):
     """A value became NaN or infinite. `round` and `client` say where (`client` is None on the server)."""
 

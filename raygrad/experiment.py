@@ -13,12 +13,16 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Algorithm, Sampler
 from raygrad.data.datasets import DATASETS, Dataset, Digits
 from raygrad.data.partition import PARTITIONERS, Labels, Partitioner
+from raygrad.devices import DEVICES, Devices, NotModelled
+from raygrad.driver import Failures
 from raygrad.errors import BadInput
 from raygrad.local import Local
+from raygrad.membership import MEMBERSHIPS, Everybody, Membership
 from raygrad.models import MODELS, DigitsCNN, Model
 from raygrad.objectives import load_loss, load_metrics
 from raygrad.samplers import SAMPLERS, Uniform
 from raygrad.schedules import SCHEDULES, Constant, Schedule
+from raygrad.stragglers import POLICIES, Policy, WaitForAll
 
 SCHEMA_VERSION = 1
 
@@ -109,6 +113,10 @@ class Experiment:
     local: Local = Local()
     sampler: Sampler = config.one_of(SAMPLERS, Uniform())
     schedule: Schedule = config.one_of(SCHEDULES, Constant())
+    devices: Devices = config.one_of(DEVICES, NotModelled())
+    stragglers: Policy = config.one_of(POLICIES, WaitForAll())
+    failures: Failures = Failures()
+    membership: Membership = config.one_of(MEMBERSHIPS, Everybody())
     rounds: int = 100
     seed: int = 0
     loss: str = "cross_entropy"
@@ -144,13 +152,19 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """The sha256 of everything but `rounds` (a run may be extended) and the place of the initial weights."""
-        return hashlib.sha256(config.canonical({**self.to_json(), "rounds": None, "init": None})).hexdigest()
+        """The sha256 of everything but `rounds` (a run may be extended) and where files lie whose contents count."""
+        found = {**self.to_json(), "rounds": None, "init": None}
+        if found["devices"].get("sha256"):
+            found["devices"] = {**found["devices"], "path": None}
+        return hashlib.sha256(config.canonical(found)).hexdigest()
 
     def pinned(self) -> "Experiment":
-        """With the contents of `init` recorded, so that other weights under the same name are another experiment."""
+        """With the contents of `init` and of a device trace recorded, so that other contents under the same name are
+        another experiment.
+        """
+        pinned = replace(self, devices=self.devices.pinned())
         if self.init is None:
-            return self
+            return pinned
         try:
             found = hashlib.sha256(Path(self.init).read_bytes()).hexdigest()
         except OSError as e:
@@ -159,7 +173,7 @@ class Experiment:
             raise BadInput(
                 f"init: {self.init} is not the file this experiment started from (its sha256 is {found[:12]}…)"
             )
-        return replace(self, init=str(Path(self.init).resolve()), init_sha256=found)
+        return replace(pinned, init=str(Path(self.init).resolve()), init_sha256=found)
 
 
 @dataclass(frozen=True)

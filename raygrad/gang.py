@@ -5,9 +5,10 @@ gang index. So a result depends neither on the number of hosts nor on who finish
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import isfinite
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +23,7 @@ BUFFERS = "buffers"
 
 @dataclass(frozen=True)
 class Phase:
-    """What every gang of one phase is told; sent once per phase."""
+    """What every gang of one phase is told; sent once per phase. It was asked of m clients."""
 
     conversation: tuple[str, int]  # what for, and the round
     number: int  # of the phase in its conversation
@@ -34,9 +35,12 @@ class Phase:
     lr_factor: float
     buffers: np.ndarray | None  # [b]
     keep_buffers: bool  # whether what training does to the buffers is sent up
+    shares: tuple[str, ...] = ()
+    steps: np.ndarray | None = None  # [m] int64, local steps where they are fewer than the experiment's K
 
     @property
     def round(self) -> int:
+        """Whose draws (batches, dropout masks) count."""
         return self.conversation[1]
 
     @property
@@ -49,25 +53,46 @@ class Phase:
 
 @dataclass(frozen=True)
 class Gang:
-    """A slice of the cohort, in plan order."""
+    """A slice of M clients of the cohort, in plan order, cut once and kept through all phases of a conversation.
+
+    Who of them takes part may differ from phase to phase: clients answer late, leave or fail.
+    """
 
     index: int
-    start: int  # the first member's position in the cohort
-    clients: np.ndarray  # [m] int64
-    weights: np.ndarray  # [m] float64
-    states: Arrays = field(default_factory=dict)  # name -> [m, ...]
+    clients: np.ndarray  # [M] int64
+    weights: np.ndarray  # [M] float64
+    shares: np.ndarray  # [M] float64, the weights in the population
+    parts: tuple["Part", ...]  # one for each phase so far
+    states: Arrays = field(default_factory=dict)  # name -> [M, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Who of a gang takes part in a phase."""
+
+    mask: np.ndarray  # [M] bool
+    rows: np.ndarray  # [m] int64, where they stand among the phase's clients
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a gang has no answer: `what` went wrong at `client`; `kind` says which setting decides what follows."""
+
+    kind: Literal["nan", "data", "killer"]
+    what: str
+    client: int
 
 
 @dataclass(frozen=True)
 class GangReply:
-    """What a gang answers. `failure` names what was not finite and at which client; then the rest is empty."""
+    """What a gang answers. After a `failure` the rest is empty."""
 
     totals: Arrays  # name -> [d] float64
     scalars: Arrays  # name -> [m] float64
     rows: Arrays  # name -> [m, d]
     states: Arrays  # name -> [m, ...]
     wall_s: float = 0.0
-    failure: tuple[str, int] | None = None
+    failure: Failure | None = None
 
 
 def finite(u: Tensor) -> bool:
@@ -75,11 +100,30 @@ def finite(u: Tensor) -> bool:
     return isfinite(u.sum()) or bool(u.isfinite().all())
 
 
-def cut(clients: np.ndarray, weights: np.ndarray, size: int) -> list[Gang]:
+def cut(clients: np.ndarray, weights: np.ndarray, shares: np.ndarray, size: int) -> list[Gang]:
     """The cohort in gangs of at most `size`, as even as can be."""
     count = -(-len(clients) // size)
     ends = [len(clients) * i // count for i in range(count + 1)]
-    return [Gang(i, a, clients[a:b], weights[a:b]) for i, (a, b) in enumerate(pairwise(ends))]
+    return [Gang(i, clients[a:b], weights[a:b], shares[a:b], ()) for i, (a, b) in enumerate(pairwise(ends))]
+
+
+def parted(gangs: list[Gang], asked: np.ndarray, inside: np.ndarray) -> list[Gang]:
+    """The gangs with one phase more. Its clients are those for which `asked` [all clients] is true; those for which
+    `inside` is true, too, take part.
+    """
+    found, position, rows = [], 0, np.cumsum(asked) - 1
+    for gang in gangs:
+        mine = slice(position, position + len(gang.clients))
+        mask = inside[mine]
+        found.append(replace(gang, parts=(*gang.parts, Part(mask, rows[mine][mask]))))
+        position = mine.stop
+    return found
+
+
+def without(gang: Gang, client: int) -> Gang:
+    """The gang with a client less in its newest phase."""
+    part, keep = gang.parts[-1], gang.clients != client
+    return replace(gang, parts=(*gang.parts[:-1], Part(part.mask & keep, part.rows[keep[part.mask]])))
 
 
 class TreeSum:
@@ -97,7 +141,7 @@ class TreeSum:
         self.total: Arrays | None = {} if leaves == 0 else None
 
     def add(self, index: int, values: Arrays) -> None:
-        """Add the partial sums of leaf `index`, which are left as they are."""
+        """Add the partial sums of leaf `index`, which are left as they are. A leaf without sums counts as zero."""
         mine = False
         for level, width in enumerate(self._widths):
             if width == 1:
@@ -109,6 +153,10 @@ class TreeSum:
                     self._waiting[level, index] = values, mine
                     return
                 other, others_mine = self._waiting.pop((level, sibling))
+                if not (values and other):
+                    values, mine = (values, mine) if values else (other, others_mine)
+                    index //= 2
+                    continue
                 into = values if mine else other if others_mine else {}
                 values, mine = {n: np.add(a, other[n], out=into.get(n)) for n, a in values.items()}, True
             index //= 2

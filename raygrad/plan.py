@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from raygrad.contract import Population
+from raygrad import config
+from raygrad.contract import Learns, Population
 from raygrad.data.shards import Shards, prepare
+from raygrad.driver import Driver, Executor, ServerState, States
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module, vmap_obstacle
@@ -22,6 +24,7 @@ from raygrad.objectives import load_loss
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.states import refuse_if_too_large
+from raygrad.stragglers import POLICIES
 
 VMAP_STEP_FLOPS = 25e6
 """Up to this many floating-point operations per local step a CPU is bound by overhead, which vmap shares among
@@ -51,6 +54,22 @@ class Plan:
     state_bytes: int  # of all clients together
     notes: tuple[str, ...] = ()
 
+    def driver(self, executor: Executor, states: States) -> Driver:
+        """What plays the experiment's rounds."""
+        e = self.experiment
+        assert e.gangs.size != "auto"
+        return Driver(
+            e.algorithm, e.sampler, self.population, executor, states, e.seed, e.gangs.size, self.x.dtype,
+            e.schedule.factor, e.local, ("loss", *(m.rsplit(":", 1)[-1] for m in e.metrics)), e.stragglers, e.devices,
+            e.failures,
+        )  # fmt: skip
+
+    def start(self) -> ServerState:
+        """The server's state before the first round."""
+        e = self.experiment
+        known = e.sampler.start(self.population) if isinstance(e.sampler, Learns) else {}
+        return ServerState(e.algorithm.init(self.x, self.population), self.buffers, sampler=known)
+
 
 def make_plan(experiment: Experiment, where: Where, shard_root: Path) -> Plan:
     """Prepare everything that can be prepared without hosts. Raises BadInput."""
@@ -62,8 +81,8 @@ def make_plan(experiment: Experiment, where: Where, shard_root: Path) -> Plan:
 def prepare_data(experiment: Experiment, where: Where, shard_root: Path) -> Shards:
     """The experiment's shards under `shard_root`, made if they are not there."""
     expected = experiment.partition.clients
-    if expected and experiment.sampler.cohort > expected:
-        raise _cohort_too_large(experiment.sampler.cohort, expected)
+    if expected:
+        check_cohort(experiment, expected)
     return prepare(
         experiment.data,
         experiment.partition,
@@ -76,8 +95,7 @@ def prepare_data(experiment: Experiment, where: Where, shard_root: Path) -> Shar
 
 def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     """The plan on prepared shards."""
-    if experiment.sampler.cohort > shards.clients:
-        raise _cohort_too_large(experiment.sampler.cohort, shards.clients)
+    check_cohort(experiment, shards.clients)
     if experiment.evaluation.mode == "paper" and not shards.test_examples:
         raise BadInput("evaluation.mode is paper, but the data has no test set; use evaluation.mode=validation")
     examples = np.asarray(shards.examples, np.int64)
@@ -99,6 +117,8 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
         )
     gangs, notes = choose_gangs(experiment, spec, model, examples)
     experiment = replace(experiment, gangs=gangs)
+    experiment.devices.check(shards.clients)
+    experiment.membership.check(shards.clients)
     x = model.vector()
     experiment.algorithm.init(x, population)
     client_state = dict(experiment.algorithm.client_state(x))
@@ -111,10 +131,30 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     return Plan(experiment, shards, population, spec, x, buffers, client_state, row * len(examples), notes)
 
 
-def _cohort_too_large(cohort: int, clients: int) -> BadInput:
-    return BadInput(
-        f"sampler.cohort is {cohort}, but there are only {clients} clients; ask for at most {clients} per round"
-    )
+def check_cohort(experiment: Experiment, clients: int) -> None:
+    """Refuse samplers and policies that ask for what cannot be with so many clients."""
+    policy, cohort = experiment.stragglers, experiment.sampler.cohort
+    asked = policy.asks(cohort)
+    for what, count in (
+        ("sampler.cohort", cohort if asked == cohort else 1),
+        ("sampler.candidates", getattr(experiment.sampler, "candidates", 1)),
+        (f"stragglers asks {asked} clients per round; that", asked),
+    ):
+        if count > clients:
+            raise BadInput(
+                f"{what} is {count}, but there are only {clients} clients; ask for at most {clients} per round"
+            )
+    policy.check(cohort)
+    if experiment.failures.quorum > asked:
+        raise BadInput(
+            f"failures.quorum is {experiment.failures.quorum}, but only {asked} clients are asked per round; "
+            f"it must be <= {asked}"
+        )
+    if policy.needs_devices and not experiment.devices.modelled:
+        raise BadInput(
+            f"stragglers={config.kind_of(policy, POLICIES)} goes by the modelled clock, but devices is none; choose "
+            "one, such as devices=lognormal, or stragglers=wait"
+        )
 
 
 def _made_up(spec: HostSpec) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +248,8 @@ def choose_gangs(
     experiment: Experiment, spec: HostSpec, model: FlatModel, examples: np.ndarray
 ) -> tuple[Gangs, tuple[str, ...]]:
     """The gangs' mode and size: a fixed rule of model, K, B, cohort and device type, never a measurement."""
-    local, asked, cohort = experiment.local, experiment.gangs, experiment.sampler.cohort
+    local, asked = experiment.local, experiment.gangs
+    cohort = experiment.stragglers.asks(experiment.sampler.cohort)
     mode, notes = asked.mode, ()
     largest = int(examples.max())
     batch = largest if local.batch_size == "full" else local.batch_size

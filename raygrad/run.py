@@ -7,9 +7,9 @@ There are no callbacks: whoever wants to act between rounds writes a `for`.
 """
 
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,14 +21,28 @@ from torch import Tensor
 from raygrad import checkpoint, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Population
-from raygrad.driver import Driver, Executor, Played, ServerState
+from raygrad.driver import (
+    ANSWERED,
+    DAMAGED,
+    KILLER,
+    LATE,
+    LEFT,
+    REJECTED,
+    STALE,
+    UNAVAILABLE,
+    Driver,
+    Executor,
+    Played,
+    ServerState,
+)  # fmt: skip
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
 from raygrad.memory import keep_memory
+from raygrad.packing import pack_server, unpack_server
 from raygrad.plan import Plan, describe, make_plan
 from raygrad.runner import check_device
-from raygrad.runs import BUFFERS_KEY, LoadedRun, check_tables, load, locked, new_folder
+from raygrad.runs import LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
 
 if TYPE_CHECKING:
@@ -53,6 +67,20 @@ class Round:
     elapsed_s: float
     folder: Path
     x: Tensor  # [d], the model
+    virtual_s: float = 0.0  # on the modelled clock, at the end of the round
+    answered: int = 0  # clients whose answers count
+    _request: Callable[[np.ndarray, bool], None] = field(default=lambda ids, there: None, repr=False, compare=False)
+
+    def retire(self, clients: Iterable[int]) -> None:
+        """From the next round on these clients are not there. Their shards and states are kept.
+
+        Decide by what the round says and not by having been called before: after a restart rounds are played again.
+        """
+        self._request(np.unique(np.fromiter(clients, np.int64)), False)
+
+    def activate(self, clients: Iterable[int]) -> None:
+        """From the next round on these clients are there (again)."""
+        self._request(np.unique(np.fromiter(clients, np.int64)), True)
 
 
 @dataclass(frozen=True)
@@ -182,30 +210,6 @@ def _partition_rows(plan: Plan) -> dict[str, Any]:
     }
 
 
-# --- state as tensors -----------------------------------------------------------------------------------------------
-
-
-def pack(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """A state dataclass as tensors by dotted name."""
-    packed: dict[str, Tensor] = {}
-    for f in fields(state):
-        value = getattr(state, f.name)
-        packed |= pack(value, f"{prefix}{f.name}.") if is_dataclass(value) else {prefix + f.name: value}
-    return packed
-
-
-def unpack(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
-    """The inverse of `pack`, shaped like `template`."""
-    values = {}
-    for f in fields(template):
-        value = getattr(template, f.name)
-        if is_dataclass(value):
-            values[f.name] = unpack(value, tensors, f"{prefix}{f.name}.")
-        else:
-            values[f.name] = tensors[prefix + f.name]
-    return replace(template, **values)
-
-
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
@@ -247,11 +251,11 @@ class _Player:
         self._folder, self._began = run.folder, perf_counter()
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
         stack.callback(self._store.close)
-        initial = ServerState(self._experiment.algorithm.init(plan.x, plan.population), plan.buffers)
+        initial = plan.start()
         if found is None:
             self._state, self._done, self._totals = initial, 0, _Totals()
         else:
-            self._state = _restored(initial, found.tensors())
+            self._state = unpack_server(initial, found.tensors())
             found.restore(self._store)
             totals = {f.name: found.extra[f.name] for f in fields(_Totals)}
             self._done, self._totals = found.round, _Totals(**totals)
@@ -261,6 +265,7 @@ class _Player:
         self._writers: dict[str, tables.TableWriter] = {}
         self._stack = stack
         self._interrupts = Interrupts()
+        self._wanted = self._state.present  # who shall be there in the next round
 
     def rounds(self) -> Generator[Round, None, None]:
         if self._done >= self._experiment.rounds and self._final_is_current():
@@ -270,10 +275,9 @@ class _Player:
         executor = self._stack.enter_context(
             open_executor(self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early)
         )
-        e, p = self._experiment, self._plan
-        driver = Driver(
-            e.algorithm, e.sampler, p.population, executor, self._store, e.seed, _size(p), p.x.dtype, e.schedule.factor
-        )
+        e = self._experiment
+        driver = self._plan.driver(executor, self._store)
+        driver = replace(driver, population=replace(driver.population, present=self._state.present))
         for name in (*tables.BIT_STABLE, "operations", "seconds"):
             tables.discard_from(tables.folder(self._folder, name), self._done + 1)
             self._writers[name] = tables.TableWriter(
@@ -281,11 +285,13 @@ class _Player:
             )
         try:
             while self._done < e.rounds:
+                driver = self._scheduled(driver)
                 played = driver.play(self._state, self._done + 1)
                 measured = self._measure(driver, played)
                 with self._interrupts.shielded():
-                    round = self._adopt(played, *measured)
+                    round = self._adopt(played, driver.population, *measured)
                 yield round
+                driver = self._requested(driver)
             with self._interrupts.shielded():
                 self._save()
             self._finish(driver)
@@ -293,6 +299,41 @@ class _Player:
             with suppress(Stopped):
                 self._save()
             raise
+
+    def _scheduled(self, driver: Driver) -> Driver:
+        """The driver for the next round, with the population that the schedule has from then on."""
+        e, clients = self._experiment, len(driver.population.examples)
+        before, now = (e.membership.present(r, clients) for r in (self._done, self._done + 1))
+        if self._done > 0 and _same_clients(before, now):
+            return driver
+        return self._resize(driver, now)
+
+    def _request(self, clients: np.ndarray, there: bool) -> None:
+        """Note who shall come or go before the next round."""
+        count = self._plan.shards.clients
+        if len(clients) and not 0 <= clients[0] <= clients[-1] < count:
+            raise BadInput(f"clients are numbered from 0 to {count - 1}; {clients[0]} to {clients[-1]} were given")
+        before = np.arange(count) if self._wanted is None else self._wanted
+        self._wanted = np.union1d(before, clients) if there else np.setdiff1d(before, clients)
+
+    def _requested(self, driver: Driver) -> Driver:
+        """The driver with the population that the caller asked for, which is saved: no schedule knows of it."""
+        wanted = self._wanted
+        if wanted is not None and len(wanted) == len(driver.population.examples):
+            wanted = None
+        if _same_clients(wanted, driver.population.present):
+            return driver
+        with self._interrupts.shielded():
+            driver = self._resize(driver, wanted)
+            self._saved = -1
+            self._save()
+        return driver
+
+    def _resize(self, driver: Driver, present: np.ndarray | None) -> Driver:
+        if not _same_clients(present, driver.population.present):
+            driver, self._state = driver.resized(self._state, present)
+        self._wanted = self._state.present
+        return driver
 
     def _measure(
         self, driver: Driver, played: Played
@@ -306,7 +347,7 @@ class _Player:
             else:
                 validation = evaluate(driver, p, played.state, "validation", played.index)
         if e.probe.every and played.index % e.probe.every == 0:
-            cohort = fixed_cohort(p.population, e.probe.clients, e.seed)
+            cohort = fixed_cohort(driver.population, e.probe.clients, e.seed)
             alignment = driver.converse(
                 alignment_probe(p).measure(played.state.algorithm.x, cohort),
                 ("probe", played.index), cohort, played.state.buffers, played.lr_factor,
@@ -316,12 +357,13 @@ class _Player:
     def _adopt(
         self,
         played: Played,
+        population: Population,
         validation: dict[str, float] | None,
         test: dict[str, float] | None,
         alignment: Alignment | None,
     ) -> Round:
         """Make the round part of the run: client states, server state and table rows together."""
-        talk, index, cohort = played.talk, played.index, played.talk.cohort
+        talk, index, fates = played.talk, played.index, played.talk.fates
         for clients, rows in talk.states:
             self._store.put(clients, rows)
         self._state, self._done = played.state, index
@@ -337,14 +379,15 @@ class _Player:
             [
                 {
                     "round": index,
-                    "clients_asked": len(cohort),
-                    "clients_answered": len(cohort),
+                    "clients_present": len(population),
+                    "clients_asked": talk.asked,
+                    **counts(fates.outcome),
                     "lr_factor": played.lr_factor,
                     "train_loss": float("nan") if played.train_loss is None else played.train_loss,
                     "communications": talk.communications,
                     "bytes_down": talk.bytes_down,
                     "bytes_up": talk.bytes_up,
-                    "virtual_s": 0.0,
+                    "virtual_s": played.state.clock_s,
                     "validation_accuracy": _get(validation, "accuracy"),
                     "validation_loss": _get(validation, "loss"),
                     "test_accuracy": _get(test, "accuracy"),
@@ -352,10 +395,11 @@ class _Player:
                 }
             ]
         )
-        losses = [None] * len(cohort) if talk.losses is None else talk.losses
         w["clients"].append({
-            "round": np.full(len(cohort), index, np.int32), "client": cohort.clients, "weight": cohort.weights,
-            "train_loss": pa.array(losses, pa.float64()),
+            "round": np.full(len(fates.clients), index, np.int32), "client": fates.clients, "weight": fates.weights,
+            "train_loss": pa.array(fates.losses, pa.float64(), mask=np.isnan(fates.losses)),
+            "outcome": pa.array(fates.outcome, pa.string()), "virtual_s": fates.seconds,
+            "steps": fates.steps.astype(np.int32), "staleness": fates.staleness.astype(np.int32),
         })  # fmt: skip
         w["metrics"].append(
             [
@@ -380,7 +424,7 @@ class _Player:
         return Round(
             index=index,
             of=self._experiment.rounds,
-            clients=cohort.clients,
+            clients=talk.cohort.clients,
             train_loss=played.train_loss,
             validation=validation,
             test=test,
@@ -392,6 +436,9 @@ class _Player:
             elapsed_s=t.elapsed_s,
             folder=self._folder,
             x=played.state.algorithm.x,
+            virtual_s=played.state.clock_s,
+            answered=int(talk.inside.sum()),
+            _request=self._request,
         )
 
     def _save(self) -> None:
@@ -400,9 +447,7 @@ class _Player:
             return
         for writer in self._writers.values():
             writer.close(self._done + 1)
-        tensors = pack(self._state.algorithm)
-        if self._state.buffers is not None:
-            tensors[BUFFERS_KEY] = self._state.buffers
+        tensors = pack_server(self._state)
         extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
@@ -441,15 +486,17 @@ def _get(values: dict[str, float] | None, name: str) -> float | None:
     return None if value is None or np.isnan(value) else value
 
 
-def _size(plan: Plan) -> int:
-    size = plan.experiment.gangs.size
-    assert size != "auto"
-    return size
+def _same_clients(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def _restored(initial: ServerState, tensors: dict[str, Tensor]) -> ServerState:
-    buffers = tensors.pop(BUFFERS_KEY, None)
-    return ServerState(unpack(initial.algorithm, tensors), buffers)
+def counts(outcome: np.ndarray) -> dict[str, int]:
+    """How many clients [m] had each outcome, by column of the table of rounds."""
+    columns = {
+        "answered": (ANSWERED,), "late": (LATE, STALE), "left": (LEFT, UNAVAILABLE), "failed": (DAMAGED, KILLER),
+        "rejected": (REJECTED,),
+    }  # fmt: skip
+    return {f"clients_{name}": int(np.isin(outcome, which).sum()) for name, which in columns.items()}
 
 
 def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: int) -> dict[str, float]:
@@ -458,7 +505,7 @@ def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: i
         batches = np.arange(plan.shards.test_batches)
         cohort = Cohort(batches, np.ones(len(batches)), Population(batches, np.ones(len(batches))))
     else:
-        cohort = fixed_cohort(plan.population, plan.experiment.evaluation.clients, plan.experiment.seed)
+        cohort = fixed_cohort(driver.population, plan.experiment.evaluation.clients, plan.experiment.seed)
     talk = driver.converse(Evaluator(part).measure(state.algorithm.x, cohort), (part, round), cohort, state.buffers)
     return talk.result
 

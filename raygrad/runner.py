@@ -6,7 +6,7 @@ A `GangRunner` holds what a host needs (model, shards) and nothing that cannot b
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -19,9 +19,9 @@ from torch import Tensor
 from raygrad.contract import Answer
 from raygrad.data.shards import Shards
 from raygrad.data.transform import Transform
-from raygrad.errors import BadInput
+from raygrad.errors import BadInput, DamagedShard
 from raygrad.flat import FlatModel, Loss, initial_module
-from raygrad.gang import BUFFERS, Gang, GangReply, Phase, finite
+from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Part, Phase, finite
 from raygrad.local import Local
 from raygrad.models import Model
 from raygrad.objectives import load_loss, load_metrics
@@ -87,7 +87,7 @@ class GangRunner:
         self.chunk = max(1, CHUNK_BYTES // (max(1, int(np.prod(spec.shape))) * self.dtype.itemsize))
         self.shards: Any = None
         self._needs: dict[str, set[str]] = {}
-        self._scratch: dict[int, dict[str, Rows]] = {}
+        self._scratch: dict[int, dict[str, tuple[Rows, np.ndarray]]] = {}  # and who of the gang they are of
         self._conversation: tuple[str, int] | None = None
         self._received: tuple[tuple[tuple[str, int], int], dict[str, Tensor]] | None = None
 
@@ -138,7 +138,10 @@ class GangRunner:
     # --- running ----------------------------------------------------------------------------------------------------
 
     def run(self, phase: Phase, gang: Gang, earlier: Callable[[], Iterable[Phase]]) -> GangReply:
-        """Run `phase` at the gang's clients. `earlier()` gives the phases before it, to compute lost scratch again."""
+        """Run `phase` at those of the gang's clients that take part.
+
+        `earlier()` gives the phases before it, to compute lost scratch again.
+        """
         started = perf_counter()
         if self.shards is None:
             self.shards = Shards.open(Path(self.spec.shards))
@@ -146,34 +149,41 @@ class GangRunner:
             self._conversation, self._scratch = phase.conversation, {}
         provided = {*phase.down, *phase.each, *gang.states, *self._scratch.get(gang.index, ())}
         missing = [name for name in parameters(phase.work) if name not in provided]
-        if missing:
-            for former in earlier():
-                self._run(former, gang)
-            missing = [name for name in missing if name not in self._scratch.get(gang.index, ())]
+        try:
             if missing:
-                raise TypeError(
-                    f"{phase.work.__qualname__} takes {', '.join(missing)}: neither sent down, nor state, nor scratch"
-                )
-        reply = self._run(phase, gang)
-        return GangReply(reply.totals, reply.scalars, reply.rows, reply.states, perf_counter() - started, reply.failure)
+                for former in earlier():
+                    self._run(former, gang)
+                missing = [name for name in missing if name not in self._scratch.get(gang.index, ())]
+                if missing:
+                    raise TypeError(
+                        f"{phase.work.__qualname__} takes {', '.join(missing)}: neither sent down, nor state, nor "
+                        "scratch"
+                    )
+            reply = self._run(phase, gang)
+        except DamagedShard as e:
+            reply = GangReply({}, {}, {}, {}, failure=Failure("data", str(e), e.client))
+        return replace(reply, wall_s=perf_counter() - started)
 
     def _run(self, phase: Phase, gang: Gang) -> GangReply:
         names = parameters(phase.work)
+        part = gang.parts[phase.number]
+        some = _Members.of(gang, part)
         scratch = self._scratch.setdefault(gang.index, {})
         down = {n: t for n, t in self._down(phase).items() if n in names}
-        mine = slice(gang.start, gang.start + len(gang.clients))
         rows: dict[str, Rows] = {
-            **{n: self._tensor(a[mine]) for n, a in phase.each.items() if n in names},
-            **{n: self._tensor(a) for n, a in gang.states.items() if n in names},
-            **{n: t for n, t in scratch.items() if n in names},
+            **{n: self._tensor(a[part.rows]) for n, a in phase.each.items() if n in names},
+            **{n: self._tensor(a) for n, a in some.states.items() if n in names},
+            **{n: _selected(t, mask, part.mask) for n, (t, mask) in scratch.items() if n in names},
         }
         versions = {n: t._version for n, t in down.items()}
-        collected = _Collector(phase, gang)
+        collected = _Collector(phase, some)
         with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else None):
-            if self.spec.mode == "vmap" and phase.part != "test":
-                collected.add_all(*self._vmap(phase, gang, down, rows))
+            # Unequal numbers of steps cannot be stacked.
+            if self.spec.mode == "vmap" and phase.part != "test" and phase.steps is None:
+                collected.add_all(*self._vmap(phase, some, down, rows))
             else:
-                for i, answer in enumerate(self._loop(phase, gang, down, rows)):
+                steps = None if phase.steps is None else phase.steps[part.rows]
+                for i, answer in enumerate(self._loop(phase, some, down, rows, steps)):
                     collected.add(i, answer)
                     if collected.failure:
                         break
@@ -184,7 +194,7 @@ class GangRunner:
             raise TypeError(
                 f"{phase.work.__qualname__} changed {', '.join(changed)} in place; return new tensors instead"
             )
-        scratch.update(collected.scratch)
+        scratch.update({n: (t, part.mask) for n, t in collected.scratch.items()})
         return collected.reply()
 
     def _down(self, phase: Phase) -> dict[str, Tensor]:
@@ -196,14 +206,21 @@ class GangRunner:
     def _tensor(self, a: np.ndarray) -> Tensor:
         return torch.from_numpy(np.array(a)).to(self.device)
 
-    def _loop(self, phase: Phase, gang: Gang, down: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> Iterator[Answer]:
+    def _loop(
+        self,
+        phase: Phase,
+        some: "_Members",
+        down: Mapping[str, Tensor],
+        rows: Mapping[str, Rows],
+        steps: np.ndarray | None,
+    ) -> Iterator[Answer]:
         model = self.model
-        own = gang.states.get(BUFFERS)
-        for i, client in enumerate(gang.clients.tolist()):
+        own = some.states.get(BUFFERS)
+        for i, client in enumerate(some.clients.tolist()):
             seed_torch(torch_seed(self.spec.seed, Purpose.DROPOUT, phase.round, phase.number, client), self.device)
             if phase.buffers is not None:
                 model.load_buffers(self._tensor(phase.buffers if own is None else own[i]))
-            task = LoopTask(self, phase, client)
+            task = LoopTask(self, phase, client, None if steps is None else int(steps[i]))
             try:
                 answer = phase.work(task, **down, **{n: r[i] for n, r in rows.items()})
             except Exception as e:
@@ -218,14 +235,14 @@ class GangRunner:
                     state = {**(state or {}), BUFFERS: update[BUFFERS]}
             yield Answer(update, state, answer.scratch)
 
-    def _vmap(self, phase: Phase, gang: Gang, down: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> "_Stacked":
+    def _vmap(self, phase: Phase, some: "_Members", down: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> "_Stacked":
         """The answers of all clients: update, state and scratch by name, one row per client."""
         needs = self._needs.setdefault(f"{phase.work.__qualname__}:{phase.part}", set())
         if phase.buffers is not None:
             self.model.load_buffers(self._tensor(phase.buffers))
         stacked = {n: _stacked(r) for n, r in rows.items()}
         while True:
-            data, steps = self._stack(phase, gang, needs)
+            data, steps = self._stack(phase, some.clients.tolist(), needs)
 
             def one(data: dict[str, Tensor], args: dict[str, Tensor], steps: int = steps) -> _Stacked:
                 task = VmapTask(self, phase, steps, data)
@@ -240,9 +257,9 @@ class GangRunner:
             except NotPrepared as e:
                 needs.add(str(e))
 
-    def _stack(self, phase: Phase, gang: Gang, needs: set[str]) -> tuple[dict[str, Tensor], int]:
-        """The gang's data, one row per client, as far as `needs` names it, and K."""
-        clients, local = gang.clients.tolist(), self.spec.local
+    def _stack(self, phase: Phase, clients: list[int], needs: set[str]) -> tuple[dict[str, Tensor], int]:
+        """The clients' data, one row per client, as far as `needs` names it, and K."""
+        local = self.spec.local
         counts = [len(self.shards.read(phase.part, c)[1]) for c in clients]
         steps = local.steps_for(counts[0]) if counts[0] else 0
         # vmap needs one tensor to batch over, also for a method that uses no data.
@@ -283,7 +300,8 @@ class GangRunner:
             x = self.model.vector().cpu().numpy()
             buffers = self.model.buffers().cpu().numpy() if self.model.buffer_size else None
             phase = Phase(("canary", 0), 0, _canary_work, {"x": x}, {}, (), "train", 1.0, buffers, False)
-            reply = self.run(phase, Gang(0, 0, np.arange(2), np.ones(2)), tuple)
+            two = np.ones(2, np.bool_)
+            reply = self.run(phase, Gang(0, np.arange(2), np.ones(2), np.ones(2), (Part(two, np.arange(2)),)), tuple)
             if buffers is not None:
                 self.model.load_buffers(self._tensor(buffers))
         finally:
@@ -294,37 +312,62 @@ class GangRunner:
         return digest.hexdigest()
 
 
-class _Collector:
-    """Gathers a gang's answers: weighted sums of vectors in float64, scalars, rows and states client by client."""
+@dataclass(frozen=True)
+class _Members:
+    """Those of a gang that take part in a phase: m clients."""
 
-    def __init__(self, phase: Phase, gang: Gang) -> None:
-        self._phase, self._gang = phase, gang
+    clients: np.ndarray  # [m] int64
+    weights: np.ndarray  # [m] float64
+    shares: np.ndarray  # [m] float64
+    states: Arrays  # name -> [m, ...]
+
+    @staticmethod
+    def of(gang: Gang, part: Part) -> "_Members":
+        """All arrays are views where everybody takes part."""
+        if part.mask.all():
+            return _Members(gang.clients, gang.weights, gang.shares, gang.states)
+        states = {n: a[part.mask] for n, a in gang.states.items()}
+        return _Members(gang.clients[part.mask], gang.weights[part.mask], gang.shares[part.mask], states)
+
+
+def _selected(rows: Rows, had: np.ndarray, mask: np.ndarray) -> Rows:
+    """Of `rows`, one for each client where `had` [M] is true, those where `mask` [M] is true, too."""
+    if np.array_equal(had, mask):
+        return rows
+    chosen = np.flatnonzero(mask[had]).tolist()
+    return rows[chosen] if isinstance(rows, Tensor) else [rows[i] for i in chosen]
+
+
+class _Collector:
+    """Gathers clients' answers: weighted sums of vectors in float64, scalars, rows and states client by client."""
+
+    def __init__(self, phase: Phase, some: _Members) -> None:
+        self._phase, self._some = phase, some
         self._totals: dict[str, Tensor] = {}
         self._scalars: dict[str, list[float]] = {}
         self._rows: dict[str, Rows] = {}
         self._states: dict[str, Rows] = {}
         self.scratch: dict[str, Rows] = {}
-        self.failure: tuple[str, int] | None = None
+        self.failure: Failure | None = None
 
     def add(self, i: int, answer: Answer) -> None:
-        """The answer of the gang's client `i`, in order."""
-        weight = float(self._gang.weights[i])
+        """The answer of client `i`, in order."""
         for name, u in sorted(answer.update.items()):
             if not finite(u):
-                self.failure = (name, int(self._gang.clients[i]))
+                self._fail(name, i)
                 return
             if u.ndim == 0:
                 self._scalars.setdefault(name, []).append(float(u))
             elif name in self._phase.rows:
                 _append(self._rows, name, u)
             else:
-                self._add(name, u, weight)
+                self._add(name, u, float(self._weights(name)[i]))
         for kept, new in ((self._states, answer.state), (self.scratch, answer.scratch)):
             for name, t in (new or {}).items():
                 _append(kept, name, t)
 
     def add_all(self, update: Mapping[str, Tensor], state: Mapping[str, Tensor], scratch: Mapping[str, Tensor]) -> None:
-        """The answers of all the gang's clients, one row per client."""
+        """All answers, one row per client."""
         bad = [
             (i, name)
             for name, rows in sorted(update.items())
@@ -334,7 +377,7 @@ class _Collector:
         ]
         if bad:
             i, name = min(bad)
-            self.failure = (name, int(self._gang.clients[i]))
+            self._fail(name, i)
             return
         for name, u in update.items():
             if u.ndim == 1:
@@ -342,9 +385,15 @@ class _Collector:
             elif name in self._phase.rows:
                 self._rows[name] = u
             else:
-                for row, weight in zip(u, self._gang.weights.tolist(), strict=True):
+                for row, weight in zip(u, self._weights(name).tolist(), strict=True):
                     self._add(name, row, weight)
         self._states, self.scratch = dict(state), dict(scratch)
+
+    def _fail(self, name: str, i: int) -> None:
+        self.failure = Failure("nan", name, int(self._some.clients[i]))
+
+    def _weights(self, name: str) -> np.ndarray:
+        return self._some.shares if name in self._phase.shares else self._some.weights
 
     def _add(self, name: str, u: Tensor, weight: float) -> None:
         if name not in self._totals:

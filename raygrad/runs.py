@@ -16,14 +16,11 @@ from raygrad.checkpoint import Checkpoint, latest
 from raygrad.errors import BadInput
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
+from raygrad.packing import BUFFERS_KEY
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
-
-
-BUFFERS_KEY = "model.buffers"
-"""The name of the model's buffers among a checkpoint's tensors."""
 
 
 def new_folder(run_root: Path, name: str, hash: str) -> Path:

@@ -45,9 +45,9 @@ class _Round:
 class LoopTask(_Round):
     """One client's work on the runner's module, one client at a time."""
 
-    def __init__(self, runner: "GangRunner", phase: Phase, client: int) -> None:
+    def __init__(self, runner: "GangRunner", phase: Phase, client: int, steps: int | None = None) -> None:
         super().__init__(runner, phase)
-        self._client = client
+        self._client, self._steps = client, steps
 
     @cached_property
     def examples(self) -> int:
@@ -55,7 +55,7 @@ class LoopTask(_Round):
 
     @property
     def steps(self) -> int:
-        return self._runner.spec.local.steps_for(self.examples)
+        return self._runner.spec.local.steps_for(self.examples) if self._steps is None else self._steps
 
     @property
     def batches(self) -> Iterator[Batch]:

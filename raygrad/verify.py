@@ -20,15 +20,16 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.contract import Algorithm
 from raygrad.data.datasets import SyntheticLogistic
 from raygrad.data.partition import Natural
-from raygrad.driver import Done, Driver, ServerState
+from raygrad.driver import Done, ServerState
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Checkpoints, Evaluation, Experiment, Gangs, Probe, Where
 from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.models import MLP
+from raygrad.packing import pack
 from raygrad.plan import Plan, make_plan
-from raygrad.run import create, extend, pack, play
+from raygrad.run import create, extend, play
 from raygrad.runs import load
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
@@ -149,10 +150,8 @@ class _Suite:
         plan = self._plan(e)
         executor = (make or (lambda p: InProcess(p.spec)))(plan)
         store = StateStore(self._folder / "states", plan.client_state, 10**9)
-        size = plan.experiment.gangs.size
-        assert size != "auto"
-        driver = Driver(e.algorithm, e.sampler, plan.population, executor, store, e.seed, size, plan.x.dtype)
-        states = [ServerState(e.algorithm.init(plan.x, plan.population), plan.buffers)]
+        driver = plan.driver(executor, store)
+        states = [plan.start()]
         for index in range(1, e.rounds + 1):
             played = driver.play(states[-1], index)
             see(states[-1], played.state)

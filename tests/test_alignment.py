@@ -20,7 +20,6 @@ from raygrad.alignment import Alignment, AlignmentProbe, debiasing, fixed_cohort
 from raygrad.contract import Algorithm, Answer, Ask, Cohort, Population, Replies, Task
 from raygrad.data.datasets import Digits, SyntheticLogistic, SyntheticQuadratic
 from raygrad.data.partition import Labels, Natural
-from raygrad.driver import Driver
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Evaluation, Experiment, Gangs, Probe, Where
 from raygrad.flat import initial_module
@@ -118,7 +117,7 @@ def converse(plan: Plan, talk: Generator[Ask, Replies, Any], cohort: Cohort, fol
     size = e.gangs.size
     assert size != "auto"
     executor = executor or InProcess(plan.spec)
-    d = Driver(e.algorithm, e.sampler, plan.population, executor, store, e.seed, size, plan.x.dtype)
+    d = plan.driver(executor, store)
     return d.converse(talk, ("probe", 3), cohort, plan.buffers, 0.5).result
 
 

@@ -42,20 +42,8 @@ def driver(e: Experiment, folder: Path) -> tuple[Driver, Plan, ServerState]:
     plan = make_plan(e, Where(on="local"), folder)
     e = plan.experiment
     store = StateStore(folder / "states", plan.client_state, 10**9)
-    size = e.gangs.size
-    assert size != "auto"
-    d = Driver(
-        e.algorithm,
-        e.sampler,
-        plan.population,
-        InProcess(plan.spec),
-        store,
-        e.seed,
-        size,
-        plan.x.dtype,
-        e.schedule.factor,
-    )
-    return d, plan, ServerState(e.algorithm.init(plan.x, plan.population), plan.buffers)
+    d = plan.driver(InProcess(plan.spec), store)
+    return d, plan, plan.start()
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
@@ -85,14 +73,14 @@ def test_measuring_is_not_charged(tmp_path: Path) -> None:
 
 
 def test_cohorts_are_uniform_and_differ_between_rounds(tmp_path: Path) -> None:
-    _, plan, _ = driver(problem(FedAvg()), tmp_path)
-    draws = [Uniform(2).draw(r, 0, plan.population).clients for r in range(1, 601)]
+    d, _, state = driver(problem(FedAvg()), tmp_path)
+    draws = [Uniform(2).draw(d.pool(state, r, 2)).clients for r in range(1, 601)]
     assert all(len(set(c.tolist())) == 2 for c in draws)
     assert len({tuple(c.tolist()) for c in draws}) == 15  # every pair of six
     counts = np.bincount(np.concatenate(draws), minlength=6)
     # Each client is in a cohort with probability 1/3: 200 expected, standard deviation 11.5; five of them allowed.
     assert np.abs(counts - 200).max() < 58
-    assert np.array_equal(draws[4], Uniform(2).draw(5, 0, plan.population).clients)
+    assert np.array_equal(draws[4], Uniform(2).draw(d.pool(state, 5, 2)).clients)
 
 
 def test_weights_are_the_numbers_of_examples(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from raygrad.algorithms import ALGORITHMS
 from raygrad.contract import Algorithm
-from raygrad.driver import Driver, ServerState
+from raygrad.driver import ServerState
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module
 from raygrad.local import Local
+from raygrad.packing import pack
 from raygrad.plan import Plan, make_plan
-from raygrad.run import pack
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
 from raygrad.verify import problem
@@ -53,7 +53,7 @@ def setup(algorithm: Algorithm, folder: Path, **changes: object) -> tuple[Experi
 
 def run(e: Experiment, plan: Plan, rounds: int, folder: Path) -> ServerState:
     store = StateStore(folder / "states", plan.client_state, 10**9)
-    driver = Driver(e.algorithm, e.sampler, plan.population, InProcess(plan.spec), store, e.seed, 2, plan.x.dtype)
+    driver = plan.driver(InProcess(plan.spec), store)
     state = ServerState(e.algorithm.init(plan.x, plan.population), plan.buffers)
     for index in range(1, rounds + 1):
         played = driver.play(state, index)
@@ -191,7 +191,7 @@ def test_partial_participation_moves_the_server_variate_by_the_share_asked(tmp_p
     e = replace(e, sampler=Uniform(cohort=2))
     plan = make_plan(e, Where(on="local"), tmp_path)
     store = StateStore(tmp_path / "kept", plan.client_state, 10**9)
-    driver = Driver(e.algorithm, e.sampler, plan.population, InProcess(plan.spec), store, e.seed, 2, plan.x.dtype)
+    driver = plan.driver(InProcess(plan.spec), store)
     state = ServerState(e.algorithm.init(plan.x, plan.population))
     for index in range(1, 6):
         played = driver.play(state, index)

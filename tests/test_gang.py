@@ -82,7 +82,7 @@ def driver(plan: Plan, folder: Path) -> Driver:
     size = e.gangs.size
     assert size != "auto"
     store = StateStore(folder / "states", plan.client_state, 10**9)
-    return Driver(e.algorithm, e.sampler, plan.population, InProcess(plan.spec), store, e.seed, size, plan.x.dtype)
+    return plan.driver(InProcess(plan.spec), store)
 
 
 def task(plan: Plan, round: int, client: int, number: int = 0) -> LoopTask:

@@ -3,7 +3,7 @@
     client i:  y <- y - alpha ( grad f_i(y; batch) + c - c_i ),   K times from y = x
     option I:   c_i+ = grad f_i(x), one more pass over the shard
     option II:  c_i+ = c_i - c + (x - y_i) / (K alpha)
-    server:    x <- x + eta mean_i (y_i - x);   c <- c + (share of the population asked) mean_i (c_i+ - c_i)
+    server:    x <- x + eta mean_i (y_i - x);   c <- c + (1/N) sum_{i asked} (c_i+ - c_i)
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning" (arXiv 1910.06378). c stays the
 weighted mean of all c_i. One communication per round, two vectors each way; one vector of state per client. c = c_i =
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from raygrad import local
 from raygrad.algorithms.base import State, Stateless, check
-from raygrad.contract import Answer, Ask, ClientState, Cohort, Population, Round, Task
+from raygrad.contract import Answer, Ask, Change, ClientState, Cohort, Population, Round, Task
 from raygrad.errors import BadInput
 
 
@@ -66,12 +66,11 @@ class Scaffold:
         return Answer({"delta": delta, "change": new - c_i}, state={"c_i": new})
 
     def round(self, state: ScaffoldState, cohort: Cohort) -> Round:
-        r = yield Ask(self.local, cohort, {"x": state.x, "c": state.c})
-        return replace(
-            state,
-            x=state.x + self.server_lr * r.mean("delta"),
-            c=state.c + r.cohort.share * r.mean("change"),
-        )
+        r = yield Ask(self.local, cohort, {"x": state.x, "c": state.c}, shares=("change",))
+        return replace(state, x=state.x + self.server_lr * r.mean("delta"), c=state.c + r.share("change"))
+
+    def resize(self, state: ScaffoldState, change: Change) -> ScaffoldState:
+        return replace(state, c=change.mean(state.c, "c_i"))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A folder of shards holds
     validation.arrow  the same; a client's batch may have no rows
     test.arrow        batches of 1000 examples
     examples.npy      [2, n] int64, examples per client: train, validation
+    checksums.npy     [batches] uint32, the CRC-32 of every record batch: train, validation, test
     labels.npy        [n, classes] int32, training examples per client and class (classification only)
     meta.json         everything else, written last
 
@@ -21,6 +22,7 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
@@ -38,10 +40,10 @@ from raygrad.data.datasets import DATASETS
 from raygrad.data.partition import PARTITIONERS, Natural, Partitioner, Repeated
 from raygrad.data.source import Dataset, HasFiles, Source
 from raygrad.data.transform import Transform
-from raygrad.errors import BadInput, Stopped
+from raygrad.errors import BadInput, DamagedShard, Stopped
 from raygrad.rng import Purpose, rng
 
-SCHEMA_VERSION = 1  # of the folder; part of its name, so that a new version never reads an old folder
+SCHEMA_VERSION = 2  # of the folder; part of its name, so that a new version never reads an old folder
 TEST_BATCH = 1000  # examples per record batch of test.arrow
 PARTS = ("train", "validation", "test")
 LEFTOVER_AGE_S = 2 * 24 * 3600
@@ -59,7 +61,7 @@ class Shards:
     regression. `id` says what the shards hold: equal ids mean equal examples at equal clients, on any machine.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any], examples: np.ndarray) -> None:
+    def __init__(self, path: Path, meta: Mapping[str, Any], examples: np.ndarray, checksums: np.ndarray) -> None:
         """Use `Shards.open`."""
         classes = meta["classes"]
         self.path = path
@@ -77,6 +79,9 @@ class Shards:
         self.test_examples = int(meta["test_examples"])
         self.test_batches = -(-self.test_examples // TEST_BATCH)
         self._readers: dict[str, pa.ipc.RecordBatchFileReader] = {}
+        sums = np.split(checksums, [self.stored, 2 * self.stored])
+        self._checksums: dict[str, np.ndarray] = dict(zip(PARTS, sums, strict=True))
+        self._checked = {part: np.zeros(len(values), np.bool_) for part, values in self._checksums.items()}
 
     @classmethod
     def open(cls, path: Path) -> "Shards":
@@ -90,7 +95,7 @@ class Shards:
             for name, recorded in meta["files"].items():
                 _check_size(path / name, int(recorded["bytes"]))
             examples = np.load(path / "examples.npy", allow_pickle=False)
-            return cls(path, meta, examples)
+            return cls(path, meta, examples, np.load(path / "checksums.npy", allow_pickle=False))
         except (KeyError, TypeError, ValueError, EOFError, OSError) as e:
             raise BadInput(f"{path / 'meta.json'}: not a shard folder's description ({e!r}); {_AGAIN}") from e
 
@@ -117,7 +122,10 @@ class Shards:
         `part` is "train" or "validation" (`index` is the client) or "test" (0..test_batches-1). The file stays mapped
         as long as this object or a view of it lives.
 
-        Errors: BadInput for a damaged file, IndexError for an index out of range.
+        What is read for the first time is held against its checksum.
+
+        Errors: DamagedShard for a damaged record batch, BadInput for a damaged file, IndexError for an index out of
+        range.
         """
         reader = self._readers.get(part)
         if reader is None:
@@ -125,13 +133,23 @@ class Shards:
         batches = self.test_batches if part == "test" else self.clients
         if not 0 <= index < batches:
             raise IndexError(f"{part} has {batches} batches, there is none with number {index}")
+        number = int(index) if part == "test" else int(index) % self.stored
         try:
-            batch = reader.get_batch(int(index) if part == "test" else int(index) % self.stored)
+            batch = reader.get_batch(number)
+            x = batch.column(0).values.to_numpy(zero_copy_only=True, writable=False)
+            y = batch.column(1).to_numpy(zero_copy_only=True, writable=False)
+            x = x.reshape(len(y), *self.shape)
         except (OSError, ValueError) as e:
-            raise BadInput(f"{self.path / part}.arrow: record batch {index} is damaged ({e}); {_AGAIN}") from e
-        x = batch.column(0).values.to_numpy(zero_copy_only=True, writable=False)
-        y = batch.column(1).to_numpy(zero_copy_only=True, writable=False)
-        return x.reshape(len(y), *self.shape), y
+            raise self._damaged(part, index, str(e)) from e
+        if not self._checked[part][number]:
+            if _crc(x, y) != self._checksums[part][number]:
+                raise self._damaged(part, index, "its checksum is not the recorded one")
+            self._checked[part][number] = True
+        return x, y
+
+    def _damaged(self, part: str, index: int, why: str) -> DamagedShard:
+        what = f"record batch {index}" if part == "test" else f"the shard of client {index}"
+        return DamagedShard(f"{self.path / part}.arrow: {what} is damaged ({why}); {_AGAIN}", int(index))
 
     def verify(self) -> None:
         """Read every file and compare its SHA-256 sum with the recorded one. Errors: BadInput naming the file."""
@@ -335,6 +353,7 @@ class _PartWriter:
         self._sink = pa.output_stream(str(path), buffer_size=1 << 20)  # a small client's batch is many small writes
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         self.content = hashlib.sha256()
+        self.checksums: list[int] = []
 
     def __enter__(self) -> "_PartWriter":
         return self
@@ -351,8 +370,16 @@ class _PartWriter:
         self.content.update(len(y).to_bytes(8, "little"))
         self.content.update(x.data)
         self.content.update(y.data)
+        self.checksums.append(_crc(x, y))
         values = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), self._width)
         self._writer.write_batch(pa.RecordBatch.from_arrays([values, pa.array(y)], schema=self._schema))
+
+
+def _crc(x: np.ndarray, y: np.ndarray) -> int:
+    """The CRC-32 of a record batch's examples."""
+    return zlib.crc32(
+        memoryview(y).cast("B") if y.size else b"", zlib.crc32(memoryview(x).cast("B") if x.size else b"")
+    )
 
 
 def _write(
@@ -390,6 +417,8 @@ def _write(
             rows = slice(start, start + TEST_BATCH)
             test.write(source.test.x[rows], source.test.y[rows], f"test examples from {start}")
     np.save(folder / "examples.npy", examples, allow_pickle=False)
+    sums = [*train.checksums, *held_out.checksums, *test.checksums]
+    np.save(folder / "checksums.npy", np.array(sums, np.uint32), allow_pickle=False)
 
     content: dict[str, object] = {
         "shape": x.shape[1:],

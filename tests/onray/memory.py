@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.contract import Answer, Task
-from raygrad.driver import Driver, ServerState
+from raygrad.driver import ServerState
 from raygrad.experiment import Gangs, Where
 from raygrad.models import MLP
 from raygrad.onray.executor import RayExecutor
@@ -45,7 +45,7 @@ def main(clients: int, folder: Path) -> None:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     executor = RayExecutor(plan.spec, 2)
     store = StateStore(folder / "states", {}, 10**9)
-    driver = Driver(e.algorithm, e.sampler, plan.population, executor, store, 0, 4, plan.x.dtype)
+    driver = plan.driver(executor, store)
     state = ServerState(e.algorithm.init(plan.x, plan.population))
     before, peak, over = anonymous_bytes(), 0, threading.Event()
 

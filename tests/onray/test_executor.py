@@ -14,7 +14,7 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Task
-from raygrad.driver import Done, Driver, Executor, ServerState
+from raygrad.driver import Done, Executor, ServerState
 from raygrad.errors import BadInput, Diverged, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
@@ -36,7 +36,7 @@ def play(plan: Plan, executor: Executor, rounds: int, folder: Path) -> tuple[Ser
     """The state after some rounds, and the outcome of every gang call."""
     e = plan.experiment
     store = StateStore(folder / "states", plan.client_state, 10**9)
-    driver = Driver(e.algorithm, e.sampler, plan.population, executor, store, e.seed, 2, plan.x.dtype)
+    driver = plan.driver(executor, store)
     state, outcomes = ServerState(e.algorithm.init(plan.x, plan.population)), []
     for index in range(1, rounds + 1):
         played = driver.play(state, index)

@@ -1,0 +1,91 @@
+"""What a communication phase costs a client, found by a rehearsal: its method runs once on a task that only counts.
+
+Nothing is declared, so nothing can disagree with what the method does. It works because client methods have no branches
+that depend on data.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raygrad.contract import Answer, Batch, ClientMethod
+from raygrad.local import Local
+
+EVALUATION = 1 / 3
+"""A forward pass, as a part of a forward and backward pass."""
+HESSIAN = 2.0
+"""A Hessian-vector product, in gradients."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a client method does at every client.
+
+    `steps`: gradients of mini-batches, divided by K. `passes`: gradients of the whole shard. `bytes_up`: what the
+    answer takes. `scratch`: zeros in the shape of what it keeps for a later phase.
+    """
+
+    steps: float
+    passes: float
+    bytes_up: int
+    scratch: Mapping[str, Tensor]
+
+    def examples(self, local: Local, counts: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The gradient evaluations of clients with `counts` [m] examples that make `steps` [m] local steps: [m]."""
+        size = counts if local.batch_size == "full" else np.full(len(counts), local.batch_size)
+        return self.steps * steps * size + self.passes * counts
+
+
+def rehearse(work: ClientMethod, given: Mapping[str, Tensor], local: Local, counts: int, measures: list[str]) -> Cost:
+    """Run `work` for its cost. `given` are its arguments by name; the task has a shard of `counts` examples.
+
+    `measures` are the names that an evaluation gives besides "count".
+    """
+    task = _Rehearsal(local, counts, measures)
+    answer: Answer = work(task, **given)
+    up = sum(t.nbytes for t in answer.update.values())
+    up += task.loss_bytes if task.gradients or task.passes else 0
+    scratch = {n: torch.zeros_like(t) for n, t in (answer.scratch or {}).items()}
+    return Cost(task.gradients / task.steps, task.passes, up, scratch)
+
+
+class _Rehearsal:
+    """A task (`raygrad.contract.Task`) without data: gradients are zero, and counted."""
+
+    round = 1
+
+    def __init__(self, local: Local, examples: int, measures: list[str]) -> None:
+        self.examples, self._measures = examples, measures
+        self.steps = local.steps_for(examples)
+        self.weight_decay, self.clip_norm = local.weight_decay, local.clip_norm
+        self.gradients, self.passes = 0, 0.0
+        self.loss_bytes = 0
+
+    @property
+    def batches(self) -> Iterator[Batch]:
+        nothing = torch.empty(0)
+        return iter([Batch(nothing, nothing)] * self.steps)
+
+    def grad(self, x: Tensor, batch: Batch) -> Tensor:
+        self.gradients += 1
+        self.loss_bytes = x.element_size()
+        return torch.zeros_like(x)
+
+    def full_grad(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        self.loss_bytes = x.element_size()
+        return torch.zeros_like(x)
+
+    def hvp(self, x: Tensor, v: Tensor) -> Tensor:
+        self.passes += HESSIAN
+        return torch.zeros_like(x)
+
+    def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
+        self.passes += EVALUATION
+        return {name: torch.zeros((), dtype=torch.float64) for name in (*self._measures, "count")}
+
+    def lr(self, base: float) -> float:
+        return base
