@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from raygrad.commands import benchmark, check, output, results, show, train
+from raygrad.commands import benchmark, check, output, results, show, traces, train
 from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
 _ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
@@ -39,6 +39,7 @@ app.command("list", rich_help_panel="Before you train")(show.list_)
 app.command("partition", rich_help_panel="Before you train")(show.partition)
 app.command("verify", rich_help_panel="Before you train")(check.verify)
 app.add_typer(benchmark.app, name="benchmark", rich_help_panel="Before you train")
+app.add_typer(traces.app, name="trace", rich_help_panel="Before you train")
 app.command("cite", rich_help_panel="Results")(show.cite)
 
 

@@ -26,7 +26,7 @@ from raygrad.run import Round
 from raygrad.verify import Check
 
 QUICK = ["--set", "model=linear", "--set", "probe.every=2", "--set", "evaluation.every=2"]
-COMMANDS = ["run", "resume", "report", "export", "digest", "list", "partition", "verify", "benchmark", "cite"]
+COMMANDS = ["run", "resume", "report", "export", "digest", "list", "partition", "verify", "benchmark", "trace", "cite"]
 
 
 @pytest.fixture(autouse=True)
