@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     SYNTHETIC = 10
     CANARY = 11
     DEVICES = 12
+    TIES = 13
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:
