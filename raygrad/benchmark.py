@@ -21,7 +21,7 @@ import numpy as np
 from raygrad.driver import Operation
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.gang import cut
+from raygrad.gang import Gang, cut
 from raygrad.plan import VMAP_GANG_BYTES, Plan, plan_on, prepare_data
 from raygrad.states import StateStore
 
@@ -91,15 +91,19 @@ def candidates(experiment: Experiment, where: Where, shard_root: Path) -> Candid
             continue
         sizes: dict[int, int] = {}  # by the number of gangs
         for size in sorted({*(2**i for i in range(cohort.bit_length())), cohort, rule.size}):
-            gangs = cut(np.arange(cohort), np.ones(cohort), size)
+            gangs = _cut(cohort, size)
             sizes.setdefault(len(gangs), rule.size if size == rule.size else max(len(g.clients) for g in gangs))
         for count, size in sizes.items():
             if mode == "vmap" and size > 1 and size * _batch_bytes(plan) > VMAP_GANG_BYTES:
                 notes.append(f"no vmap of {size}: its mini-batches take more than {VMAP_GANG_BYTES >> 20} MiB")
                 continue
-            by_rule = rule.mode == mode and count == len(cut(np.arange(cohort), np.ones(cohort), rule.size))
+            by_rule = rule.mode == mode and count == len(_cut(cohort, rule.size))
             found.append(Choice(mode, size, count, by_rule))
     return Candidates(plan, tuple(found), tuple(notes))
+
+
+def _cut(cohort: int, size: int) -> list[Gang]:
+    return cut(np.arange(cohort), np.ones(cohort), np.ones(cohort), size)
 
 
 def _batch_bytes(plan: Plan) -> int:

@@ -8,9 +8,10 @@ Shapes are written in comments: d is the number of parameters, m the clients in 
 steps, B the batch size.
 """
 
+import inspect
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -105,6 +106,18 @@ ClientMethod = Callable[..., Answer]
 """`method(task, ...)`: the other parameters are filled by name from the phase's `down` vectors, the `each` rows, the
 client's
 state and the scratch of earlier phases."""
+
+
+@lru_cache(maxsize=256)
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
+
+
+def parameters(work: ClientMethod) -> tuple[str, ...]:
+    """The names that a client method takes besides its task."""
+    bound = getattr(work, "__func__", None)
+    names = _parameters(work if bound is None else bound)
+    return names[1:] if bound is None else names[2:]
 
 
 @dataclass(frozen=True)

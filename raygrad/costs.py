@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygrad.contract import Answer, Batch, ClientMethod
+from raygrad.contract import Answer, Batch, ClientMethod, parameters
 from raygrad.local import Local
 
 EVALUATION = 1 / 3
@@ -40,12 +40,16 @@ class Cost:
 
 
 def rehearse(work: ClientMethod, given: Mapping[str, Tensor], local: Local, counts: int, measures: list[str]) -> Cost:
-    """Run `work` for its cost. `given` are its arguments by name; the task has a shard of `counts` examples.
+    """Run `work` for its cost. `given` has its arguments by name; the task has a shard of `counts` examples.
 
     `measures` are the names that an evaluation gives besides "count".
     """
     task = _Rehearsal(local, counts, measures)
-    answer: Answer = work(task, **given)
+    try:
+        answer: Answer = work(task, **{name: given[name] for name in parameters(work) if name in given})
+    except Exception as e:
+        e.add_note(f"in a rehearsal of {work.__qualname__} with zero gradients, for what it costs a modelled device")
+        raise
     up = sum(t.nbytes for t in answer.update.values())
     up += task.loss_bytes if task.gradients or task.passes else 0
     scratch = {n: torch.zeros_like(t) for n, t in (answer.scratch or {}).items()}
@@ -63,11 +67,12 @@ class _Rehearsal:
         self.weight_decay, self.clip_norm = local.weight_decay, local.clip_norm
         self.gradients, self.passes = 0, 0.0
         self.loss_bytes = 0
+        zeros = torch.zeros(examples if local.batch_size == "full" else local.batch_size)
+        self._batch = Batch(zeros, zeros)
 
     @property
     def batches(self) -> Iterator[Batch]:
-        nothing = torch.empty(0)
-        return iter([Batch(nothing, nothing)] * self.steps)
+        return iter([self._batch] * self.steps)
 
     def grad(self, x: Tensor, batch: Batch) -> Tensor:
         self.gradients += 1

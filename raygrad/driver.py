@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raygrad.contract import Algorithm, Ask, Change, Cohort, Learns, Pool, Population, Replies, Resizes, Sampler, Told
 from raygrad.costs import Cost, rehearse
-from raygrad.devices import Address, Devices, Finish, Load
+from raygrad.devices.base import Address, Devices, Finish, Load
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Phase, TreeSum, cut, finite, parted, without
 from raygrad.local import Local
@@ -123,7 +123,7 @@ class Fates:
     weights: np.ndarray  # [m] float64
     outcome: np.ndarray  # [m] str
     seconds: np.ndarray  # [m] float64, from being asked until the last answer or until the server knew it was gone
-    steps: np.ndarray  # [m] int64, local steps; 0 where not all counted in full
+    steps: np.ndarray  # [m] int64, local steps that count; 0 where nothing is modelled
     staleness: np.ndarray  # [m] int64
     losses: np.ndarray  # [m] float64, mean training loss; NaN if none was reported
 
@@ -357,8 +357,6 @@ class Driver:
             if cost.steps:
                 steps[members] = closing.steps
             inside[gone] = False
-        elif ask.charged and self.cost(ask, scratch).steps:
-            steps[members] = self._steps(ask.cohort)
         steps[~inside] = 0
         phase = self.phase(ask, address, number, talk.buffers, lr_factor, limited)
         now = parted(gangs, talk.inside, inside)

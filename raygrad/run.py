@@ -399,7 +399,8 @@ class _Player:
             "round": np.full(len(fates.clients), index, np.int32), "client": fates.clients, "weight": fates.weights,
             "train_loss": pa.array(fates.losses, pa.float64(), mask=np.isnan(fates.losses)),
             "outcome": pa.array(fates.outcome, pa.string()), "virtual_s": fates.seconds,
-            "steps": fates.steps.astype(np.int32), "staleness": fates.staleness.astype(np.int32),
+            "steps": pa.array(fates.steps, pa.int32(), mask=fates.steps == 0),
+            "staleness": fates.staleness.astype(np.int32),
         })  # fmt: skip
         w["metrics"].append(
             [

@@ -4,10 +4,8 @@ A `GangRunner` holds what a host needs (model, shards) and nothing that cannot b
 """
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygrad.contract import Answer
+from raygrad.contract import Answer, parameters
 from raygrad.data.shards import Shards
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput, DamagedShard
@@ -57,18 +55,6 @@ class HostSpec:
     dtype: str
     mode: Mode
     device: str = "cpu"
-
-
-@lru_cache(maxsize=256)
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
-
-
-def parameters(work: Callable[..., Answer]) -> tuple[str, ...]:
-    """The names that a client method takes besides its task."""
-    bound = getattr(work, "__func__", None)
-    names = _parameters(work if bound is None else bound)
-    return names[1:] if bound is None else names[2:]
 
 
 class GangRunner:

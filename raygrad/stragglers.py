@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from raygrad.devices import Finish
+from raygrad.devices.base import Finish
 from raygrad.errors import BadInput
 
 Attempt = Callable[[np.ndarray], Finish]

@@ -41,13 +41,13 @@ TABLES: dict[str, pa.Schema] = {
     "rounds": pa.schema(
         [
             _ROUND,
-            _column("clients_present", pa.int32(), "clients of the population that are there"),
+            _column("clients_present", pa.int32(), "clients of the population that are there", True),
             _column("clients_asked", pa.int32(), "clients that were given work in this round"),
             _column("clients_answered", pa.int32(), "clients whose answers count"),
-            _column("clients_late", pa.int32(), "clients whose answers came too late to count, on the modelled clock"),
-            _column("clients_left", pa.int32(), "clients that left or were not there, on the modelled clock"),
-            _column("clients_failed", pa.int32(), "clients whose shard is damaged or that kill their hosts"),
-            _column("clients_rejected", pa.int32(), "clients whose update was not finite"),
+            _column("clients_late", pa.int32(), "clients that answered too late, on the modelled clock", True),
+            _column("clients_left", pa.int32(), "clients that left or were not there, on the modelled clock", True),
+            _column("clients_failed", pa.int32(), "clients whose shard is damaged or that kill their hosts", True),
+            _column("clients_rejected", pa.int32(), "clients whose update was not finite", True),
             _column("lr_factor", pa.float64(), "the schedule's factor on the step size"),
             _column("train_loss", pa.float64(), "weighted mean of the clients' training losses; NaN if none reported"),
             _column("communications", pa.int32(), "communications charged this round (2 for a two-phase method)"),
@@ -66,10 +66,10 @@ TABLES: dict[str, pa.Schema] = {
             _column("client", pa.int64(), "the client's id"),
             _column("weight", pa.float64(), "its weight in the aggregation"),
             _column("train_loss", pa.float64(), "mean loss over its local steps; null if not reported", True),
-            _column("outcome", pa.string(), "answered, or why its answer does not count"),
-            _column("virtual_s", pa.float64(), "modelled seconds until it had answered or was gone"),
-            _column("steps", pa.int32(), "local steps whose result counts"),
-            _column("staleness", pa.int32(), "model versions that its answer was behind"),
+            _column("outcome", pa.string(), "answered, or why its answer does not count", True),
+            _column("virtual_s", pa.float64(), "modelled seconds until it had answered or was gone", True),
+            _column("steps", pa.int32(), "local steps that count; null if none, or nothing is modelled", True),
+            _column("staleness", pa.int32(), "model versions that its answer was behind", True),
         ]
     ),
     "metrics": pa.schema(

@@ -36,7 +36,7 @@ def test_every_cut_of_the_cohort_is_tried_once_in_both_modes(shards: Path) -> No
         assert {c.size for c in mine} >= {1, 2, 4}
         assert len({c.gangs for c in mine}) == len(mine)
         for c in mine:  # the advised size cuts the cohort as it was timed
-            assert len(cut(np.arange(12), np.ones(12), c.size)) == c.gangs
+            assert len(cut(np.arange(12), np.ones(12), np.ones(12), c.size)) == c.gangs
             assert c.size <= 12
     (rule,) = [c for c in choices if c.by_rule]
     plan = found(QUICK, shards).plan

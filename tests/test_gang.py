@@ -65,7 +65,7 @@ def test_tree_sum_in_order_holds_logarithmically_many() -> None:
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_cut(clients: int, size: int) -> None:
     ids = np.arange(clients) * 7
-    gangs = cut(ids, np.ones(clients), size)
+    gangs = cut(ids, np.ones(clients), np.ones(clients), size)
     assert np.array_equal(np.concatenate([g.clients for g in gangs]), ids)
     assert [g.index for g in gangs] == list(range(len(gangs)))
     assert all(1 <= len(g.clients) <= size for g in gangs)
@@ -78,9 +78,6 @@ def planned(e: Experiment, folder: Path) -> Plan:
 
 
 def driver(plan: Plan, folder: Path) -> Driver:
-    e = plan.experiment
-    size = e.gangs.size
-    assert size != "auto"
     store = StateStore(folder / "states", plan.client_state, 10**9)
     return plan.driver(InProcess(plan.spec), store)
 

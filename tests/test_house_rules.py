@@ -46,12 +46,15 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.errors": (set(), set()),
     "raygrad.naming": ({"raygrad.errors"}, set()),
     "raygrad.rng": (set(), {"numpy"}),
-    "raygrad.contract": (set(), {"numpy", "torch"}),
+    "raygrad.contract": ({"raygrad.rng"}, {"numpy", "torch"}),
     "raygrad.objectives": (BASE, {"torch"}),
     "raygrad.models": (BASE, {"torch"}),
     "raygrad.flat": (BASE | {"raygrad.models"}, {"torch"}),
     "raygrad.local": (BASE | {"raygrad.contract"}, {"torch"}),
-    "raygrad.samplers": (BASE | {"raygrad.contract"}, {"numpy"}),
+    "raygrad.samplers": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
+    "raygrad.stragglers": (BASE | {"raygrad.devices.base"}, {"numpy"}),
+    "raygrad.membership": (BASE, {"numpy"}),
+    "raygrad.costs": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.schedules": (BASE, set()),
     "raygrad.devices.base": (BASE, {"numpy"}),
     "raygrad.devices.none": (BASE | {"raygrad.devices.base"}, {"numpy"}),
@@ -64,7 +67,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "raygrad.alignment": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.gang": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
-    "raygrad.driver": (BASE | {"raygrad.contract", "raygrad.gang"}, {"numpy", "torch"}),
+    "raygrad.driver": (
+        BASE | {f"raygrad.{name}" for name in ("contract", "costs", "devices.base", "gang", "local", "stragglers")},
+        {"numpy", "torch"},
+    ),
 }
 
 

@@ -21,8 +21,11 @@ CLASSES = 3
 
 
 def put(run: Path, name: str, **columns: Any) -> None:
+    """Write a table; a column that may be null and is not given is as in the files of old."""
+    count = len(columns["round"])
+    later = {f.name: [None] * count for f in TABLES[name] if f.nullable and f.name not in columns}
     writer = TableWriter(folder(run, name), TABLES[name], 0)
-    writer.append(columns)
+    writer.append({**later, **columns})
     writer.flush(force=True)
 
 

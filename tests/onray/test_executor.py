@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor
 from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
-from raygrad.contract import Answer, Task
+from raygrad.contract import Answer, Cohort, Task
 from raygrad.driver import Done, Executor, ServerState
 from raygrad.errors import BadInput, Diverged, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.gang import Gang, Phase
+from raygrad.gang import Gang, Phase, cut, parted
 from raygrad.onray.cluster import check_room
 from raygrad.onray.executor import RayExecutor, _Host
 from raygrad.plan import Plan, make_plan
@@ -26,6 +27,14 @@ from raygrad.states import StateStore
 from raygrad.verify import problem
 
 pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def drawn(plan: Plan, round: int) -> int:
+    """The first client of a round's cohort."""
+    driver = plan.driver(InProcess(plan.spec), StateStore(Path("unused"), {}, 1))
+    cohort = driver.sampler.draw(driver.pool(plan.start(), round, driver.sampler.cohort))
+    assert isinstance(cohort, Cohort)
+    return int(cohort.clients[0])
 
 
 def planned(e: Experiment, folder: Path) -> Plan:
@@ -107,7 +116,7 @@ class DiesOnce(FedGA):
 def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
     plain = planned(problem(FedGA()), tmp_path)
     expected, _ = play(plain, InProcess(plain.spec), 2, tmp_path)
-    victim = float(plain.shards.examples[plain.experiment.sampler.draw(1, 0, plain.population).clients[0]])
+    victim = float(plain.shards.examples[drawn(plain, 1)])
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "died"), phase=phase, victim=victim)), tmp_path)
     executor = RayExecutor(plan.spec, 2)
     found, outcomes = play(plan, executor, 2, tmp_path)
@@ -120,7 +129,7 @@ def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
 
 def test_a_gang_that_is_lost_three_times_stops_the_run(tmp_path: Path) -> None:
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
-    victim = float(plan.shards.examples[int(plan.experiment.sampler.draw(1, 0, plan.population).clients[0])])
+    victim = float(plan.shards.examples[int(drawn(plan, 1))])
     plan = planned(problem(replace(plan.experiment.algorithm, victim=victim)), tmp_path)  # pyright: ignore[reportArgumentType]
     executor = RayExecutor(plan.spec, 2)
     with pytest.raises(Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost on 3 hosts in a row"):
@@ -145,7 +154,7 @@ def test_nan_is_found_on_the_host_with_round_and_client(on: str, tmp_path: Path)
         play(plan, executor, 3, tmp_path)
     executor.close()
     assert caught.value.round == 2
-    assert caught.value.client == plan.experiment.sampler.draw(2, 0, plan.population).clients[0]
+    assert caught.value.client == drawn(plan, 2)
 
 
 def test_other_numerics_are_refused_or_marked(tmp_path: Path) -> None:
@@ -218,10 +227,10 @@ def test_gangs_in_flight_are_bounded(tmp_path: Path) -> None:
     plan = planned(replace(problem(FedAvg(), clients=40)), tmp_path)
     plan = replace(plan, experiment=replace(plan.experiment, gangs=Gangs(1, "loop")))
     executor = RayExecutor(plan.spec, 2)
-    from raygrad.gang import cut
 
     taken = answered = ahead = 0
-    gangs = cut(torch.arange(40).numpy(), plan.population.weights, 1)
+    everybody = np.ones(40, np.bool_)
+    gangs = parted(cut(np.arange(40), plan.population.weights, plan.population.weights, 1), everybody, everybody)
 
     def source() -> Iterator[Gang]:
         nonlocal taken
