@@ -18,12 +18,12 @@ from typing import Literal
 
 import numpy as np
 
-from raygrad.driver import Operation
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import Gang, cut
 from raygrad.plan import VMAP_GANG_BYTES, Plan, plan_on, prepare_data
 from raygrad.states import StateStore
+from raygrad.talk import Operation
 
 Mode = Literal["loop", "vmap"]
 

@@ -25,12 +25,13 @@ class Cost:
     """What a client method does at every client.
 
     `steps`: gradients of mini-batches, divided by K. `passes`: gradients of the whole shard. `bytes_up`: what the
-    answer takes. `scratch`: zeros in the shape of what it keeps for a later phase.
+    answer takes. `update` and `scratch`: zeros in the shapes of what it answers and of what it keeps for a later phase.
     """
 
     steps: float
     passes: float
     bytes_up: int
+    update: Mapping[str, Tensor]
     scratch: Mapping[str, Tensor]
 
     def examples(self, local: Local, counts: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -52,8 +53,8 @@ def rehearse(work: ClientMethod, given: Mapping[str, Tensor], local: Local, coun
         raise
     up = sum(t.nbytes for t in answer.update.values())
     up += task.loss_bytes if task.gradients or task.passes else 0
-    scratch = {n: torch.zeros_like(t) for n, t in (answer.scratch or {}).items()}
-    return Cost(task.gradients / task.steps, task.passes, up, scratch)
+    update, scratch = ({n: torch.zeros_like(t) for n, t in d.items()} for d in (answer.update, answer.scratch or {}))
+    return Cost(task.gradients / task.steps, task.passes, up, update, scratch)
 
 
 class _Rehearsal:

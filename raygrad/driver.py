@@ -7,12 +7,13 @@ returns. Who counts is decided on the modelled clock before anything is computed
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raygrad import asynchronous
 from raygrad.contract import Algorithm, Ask, Change, Cohort, Learns, Pool, Population, Replies, Resizes, Sampler, Told
 from raygrad.costs import Cost, rehearse
 from raygrad.devices.base import Address, Devices, Finish, Load
@@ -20,12 +21,23 @@ from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Phase, TreeSum, cut, finite, parted, without
 from raygrad.local import Local
 from raygrad.rng import Purpose, uniforms
-from raygrad.stragglers import Closing, Policy
-
-ANSWERED, LATE, LEFT, UNAVAILABLE = "answered", "late", "left", "unavailable"
-STALE, REJECTED, DAMAGED, KILLER = "stale", "rejected", "damaged", "killer"
-OUTCOMES = (ANSWERED, LATE, LEFT, UNAVAILABLE, STALE, REJECTED, DAMAGED, KILLER)
-"""What may become of a client that was asked."""
+from raygrad.stragglers import Buffered, Closing, Policy
+from raygrad.talk import (
+    ANSWERED,
+    DAMAGED,
+    KILLER,
+    LATE,
+    LEFT,
+    REJECTED,
+    UNAVAILABLE,
+    Done,
+    Failures,
+    Fates,
+    Operation,
+    Played,
+    ServerState,
+    Talk,
+)  # fmt: skip
 
 
 class States(Protocol):
@@ -34,143 +46,12 @@ class States(Protocol):
     def get(self, clients: np.ndarray) -> Arrays: ...
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One attempt at one gang, as it really went."""
-
-    gang: int
-    host: str
-    attempt: int
-    clients: int
-    start_s: float  # perf_counter of this process
-    wall_s: float
-    bytes_down: int
-    bytes_up: int
-    outcome: str = "answered"
-    phase: int = 0
-    work: str = ""
-
-
-@dataclass(frozen=True)
-class Done:
-    """A gang's reply and how it came about; `reply` is None for an attempt that failed.
-
-    A gang that has had no reply when its phase is over was lost too often to be tried again.
-    """
-
-    gang: int
-    reply: GangReply | None
-    operation: Operation
-
-
 class Executor(Protocol):
     """Runs the gangs of a phase somewhere and knows no rounds."""
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         """The gangs' replies, in any order."""
         ...
-
-
-@dataclass(frozen=True)
-class Failures:
-    """What happens when a client fails for good: the run stops, or goes on without it for this round ("skip").
-
-    `nan`: its update or loss is not finite. `data`: its stored shard is damaged. `killer`: it kills every host that
-    runs it. A round with fewer than `quorum` answers ends the run.
-    """
-
-    quorum: int = 1
-    nan: Literal["stop", "skip"] = "stop"
-    data: Literal["stop", "skip"] = "stop"
-    killer: Literal["stop", "skip"] = "stop"
-
-    def __post_init__(self) -> None:
-        if self.quorum < 1:
-            raise BadInput(f"failures.quorum is {self.quorum}; it must be >= 1")
-
-
-@dataclass(frozen=True)
-class Flight:
-    """The clients that are at work while an asynchronous server steps on."""
-
-    clients: np.ndarray  # [c] int64
-    begun: np.ndarray  # [c] int64, the round whose model they were given
-    end_s: np.ndarray  # [c] float64, on the modelled clock
-    answers: np.ndarray  # [c] bool, False for those that will leave
-    models: Mapping[int, Mapping[str, Tensor]]  # round -> what was sent down in it
-
-
-@dataclass(frozen=True)
-class ServerState:
-    """What the server keeps between rounds: the algorithm's state, the model's buffers [b] (None if it has none), the
-    modelled clock, what the sampler has learned, who is at work in an asynchronous run, and which clients are there
-    (None: all).
-    """
-
-    algorithm: Any
-    buffers: Tensor | None = None
-    clock_s: float = 0.0
-    sampler: Mapping[str, Tensor] = field(default_factory=dict)
-    flight: Flight | None = None
-    present: np.ndarray | None = None  # [n] int64, sorted
-
-
-@dataclass(frozen=True)
-class Fates:
-    """What became of some clients [m] and how long they took, in seconds on the modelled clock."""
-
-    clients: np.ndarray  # [m] int64
-    weights: np.ndarray  # [m] float64
-    outcome: np.ndarray  # [m] str
-    seconds: np.ndarray  # [m] float64, from being asked until the last answer or until the server knew it was gone
-    steps: np.ndarray  # [m] int64, local steps that count; 0 where nothing is modelled
-    staleness: np.ndarray  # [m] int64
-    losses: np.ndarray  # [m] float64, mean training loss; NaN if none was reported
-
-
-@dataclass(frozen=True)
-class Talk:
-    """A finished conversation: its result, what it charges, and what came with it."""
-
-    result: Any
-    cohort: Cohort  # those that were asked
-    inside: np.ndarray  # [m] bool, whose answers have counted so far
-    fates: Fates
-    seconds: float = 0.0  # modelled
-    phases: int = 0
-    communications: int = 0
-    bytes_down: int = 0
-    bytes_up: int = 0
-    buffers: Tensor | None = None
-    states: list[tuple[np.ndarray, Arrays]] = field(default_factory=list)
-    operations: list[Operation] = field(default_factory=list)
-
-    asked: int = 0  # clients that were given work
-
-    @property
-    def answered(self) -> Cohort:
-        """Those whose answers count."""
-        return self.cohort.only(self.inside)
-
-
-@dataclass(frozen=True)
-class Played:
-    """A round that was carried out and can be adopted."""
-
-    index: int  # from 1
-    state: ServerState
-    talk: Talk
-    lr_factor: float
-    wall_s: float
-
-    @property
-    def train_loss(self) -> float | None:
-        """The weighted mean training loss of those that answered."""
-        inside = self.talk.fates.outcome == ANSWERED
-        losses = self.talk.fates.losses[inside]
-        if not len(losses) or np.isnan(losses).any():
-            return None
-        return float(np.average(losses, weights=self.talk.fates.weights[inside]))
 
 
 @dataclass(frozen=True)
@@ -210,6 +91,8 @@ class Driver:
 
         Changes nothing: the caller adopts the new state and `talk.states` together. Raises Diverged, BelowQuorum.
         """
+        if isinstance(self.policy, Buffered):
+            return asynchronous.play(self, state, index, self.policy)
         started = perf_counter()
         factor = self.schedule(index)
         drawn = self.sampler.draw(self.pool(state, index, self.policy.asks(self.sampler.cohort)))
@@ -225,6 +108,8 @@ class Driver:
         )  # fmt: skip
         if before is not None:
             talk = _after(before, talk)
+        if talk.result is None:  # nobody answered, and that may be
+            talk = replace(talk, result=state.algorithm, seconds=talk.seconds or asynchronous.IDLE_S)
         known = self.learned(state.sampler, index, talk.answered, talk.fates)
         after = replace(
             state, algorithm=talk.result, buffers=talk.buffers, clock_s=state.clock_s + talk.seconds, sampler=known
@@ -315,6 +200,9 @@ class Driver:
                     sent,
                     scratch,
                 )
+                if not talk.inside.any():
+                    conversation.close()
+                    return talk
                 ask = conversation.send(replies)
                 _same(ask, talk.answered)
                 number += 1
@@ -365,21 +253,18 @@ class Driver:
             position = int(np.flatnonzero(talk.cohort.clients == client)[0])
             outcome[position], inside[position] = why, False
         answered = int(inside.sum())
-        if ask.charged and answered < self.failures.quorum:
-            raise BelowQuorum(
-                f"{answered} of {len(talk.cohort)} clients answered in round {address[1]} ({ask.work.__name__}); the "
-                f"quorum is {self.failures.quorum}"
-            )
-        buffers, totals = talk.buffers, found.totals
-        charged = sum(t.numel() for t in totals.values()) + len(found.scalars)
-        if BUFFERS in totals:
-            buffers = (totals.pop(BUFFERS) / float(talk.cohort.weights[inside].sum())).to(self.dtype)
+        if ask.charged:
+            self.check_quorum(answered, len(talk.cohort), address[1])
+        elif not answered:
+            raise Stopped(f"no client is left to measure ({ask.work.__qualname__}, round {address[1]})")
+        up = self.bytes_up(found, answered)
+        cohort = talk.cohort.only(inside)
+        buffers = self.mean_buffers(found, cohort, talk.buffers)
         losses = talk.fates.losses
         if ask.charged:
             losses = np.full(len(losses), np.nan)
             if "train_loss" in found.scalars:
                 losses[inside] = found.scalars["train_loss"]
-            up = charged * self.dtype.itemsize * answered + sum(t.nbytes for t in found.rows.values())
             talk = replace(
                 talk,
                 communications=talk.communications + 1,
@@ -396,7 +281,30 @@ class Driver:
             states=talk.states + found.states,
             operations=talk.operations + [replace(o, phase=talk.phases) for o in found.operations],
         )
-        return talk, Replies(talk.answered, totals, found.scalars, found.rows, self.dtype), now
+        return talk, self.replies(found, cohort), now
+
+    def bytes_up(self, found: Collected, answered: int) -> int:
+        """What so many clients sent."""
+        numbers = sum(t.numel() for t in found.totals.values()) + len(found.scalars)
+        return numbers * self.dtype.itemsize * answered + sum(t.nbytes for t in found.rows.values())
+
+    def mean_buffers(self, found: Collected, cohort: Cohort, before: Tensor | None) -> Tensor | None:
+        """The mean of the buffers that the cohort sent, or those before if it sent none."""
+        if BUFFERS not in found.totals:
+            return before
+        return (found.totals[BUFFERS] / float(cohort.weights.sum())).to(self.dtype)
+
+    def replies(self, found: Collected, cohort: Cohort) -> Replies:
+        """What the algorithm is told."""
+        totals = {n: t for n, t in found.totals.items() if n != BUFFERS}
+        return Replies(cohort, totals, found.scalars, found.rows, self.dtype)
+
+    def check_quorum(self, answered: int, asked: int, round: int) -> None:
+        """Raises BelowQuorum if too few have answered; with a quorum of 0 that is never so."""
+        if answered < self.failures.quorum:
+            raise BelowQuorum(
+                f"{answered} of {asked} clients answered in round {round}; failures.quorum is {self.failures.quorum}"
+            )
 
     def phase(
         self, ask: Ask, address: tuple[str, int], number: int, buffers: Tensor | None, lr_factor: float,
@@ -411,22 +319,21 @@ class Driver:
 
     # --- modelled time ----------------------------------------------------------------------------------------------
 
-    def _steps(self, cohort: Cohort) -> np.ndarray:
+    def steps(self, clients: np.ndarray) -> np.ndarray:
         """K of each client [m]."""
         if self.local.steps is not None:
-            return np.full(len(cohort), self.local.steps)
-        counts = self.population.examples[cohort.clients].tolist()
+            return np.full(len(clients), self.local.steps)
+        counts = self.population.examples[clients].tolist()
         return np.array([self.local.steps_for(n) for n in counts], np.int64)
 
     def cost(self, ask: Ask, scratch: dict[str, Tensor]) -> Cost:
         """What the ask costs a client. `scratch` holds what earlier phases of its conversation have kept."""
         key = (type(getattr(ask.work, "__self__", None)), ask.work.__qualname__, *sorted(scratch))
         if key not in self._costs:
-            given = {**ask.down, **{n: t[0] for n, t in ask.each.items()}, **scratch}
-            if len(ask.cohort):
-                states = self.states.get(ask.cohort.clients[:1])
-                given |= {n: torch.from_numpy(a[0].copy()) for n, a in states.items()}
-            count = int(self.population.examples[ask.cohort.clients[0]]) if len(ask.cohort) else 1
+            client = ask.cohort.clients[:1] if len(ask.cohort) else self.population.at(np.zeros(1, np.int64))
+            states = {n: torch.from_numpy(a[0].copy()) for n, a in self.states.get(client).items()}
+            given = {**ask.down, **{n: t[0] for n, t in ask.each.items()}, **states, **scratch}
+            count = int(self.population.examples[client[0]])
             self._costs[key] = rehearse(ask.work, given, self.local, count, list(self.measures))
         cost = self._costs[key]
         scratch.update(cost.scratch)
@@ -436,7 +343,7 @@ class Driver:
         self, ask: Ask, cost: Cost, down: int, start_s: float, at: Address, wanted: int
     ) -> tuple[Closing, np.ndarray, Finish]:
         """When the phase closes, the full numbers of steps [m], and when the clients would be done."""
-        clients, full = ask.cohort.clients, self._steps(ask.cohort)
+        clients, full = ask.cohort.clients, self.steps(ask.cohort.clients)
 
         def attempt(steps: np.ndarray) -> Finish:
             return self.finish(clients, cost, steps, down, start_s, at)

@@ -14,7 +14,6 @@ from raygrad.contract import Algorithm, Sampler
 from raygrad.data.datasets import DATASETS, Dataset, Digits
 from raygrad.data.partition import PARTITIONERS, Labels, Partitioner
 from raygrad.devices import DEVICES, Devices, NotModelled
-from raygrad.driver import Failures
 from raygrad.errors import BadInput
 from raygrad.local import Local
 from raygrad.membership import MEMBERSHIPS, Everybody, Membership
@@ -23,6 +22,7 @@ from raygrad.objectives import load_loss, load_metrics
 from raygrad.samplers import SAMPLERS, Uniform
 from raygrad.schedules import SCHEDULES, Constant, Schedule
 from raygrad.stragglers import POLICIES, Policy, WaitForAll
+from raygrad.talk import Failures
 
 SCHEMA_VERSION = 1
 

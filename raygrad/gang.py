@@ -103,7 +103,7 @@ def finite(u: Tensor) -> bool:
 def cut(clients: np.ndarray, weights: np.ndarray, shares: np.ndarray, size: int) -> list[Gang]:
     """The cohort in gangs of at most `size`, as even as can be."""
     count = -(-len(clients) // size)
-    ends = [len(clients) * i // count for i in range(count + 1)]
+    ends = [len(clients) * i // max(1, count) for i in range(count + 1)]
     return [Gang(i, clients[a:b], weights[a:b], shares[a:b], ()) for i, (a, b) in enumerate(pairwise(ends))]
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygrad.driver import Flight, ServerState
+from raygrad.talk import Flight, ServerState
 
 BUFFERS_KEY = "model.buffers"
 """The name of the model's buffers among a checkpoint's tensors."""
 _CLOCK, _PRESENT, _SAMPLER, _FLIGHT = "run.clock_s", "run.present", "run.sampler.", "run.flight."
-_FLIGHT_ARRAYS = ("clients", "begun", "end_s", "answers")
+_FLIGHT_ARRAYS = ("clients", "begun", "weights", "start_s", "end_s", "answers")
 
 
 def pack(state: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -65,8 +65,8 @@ def unpack_server(initial: ServerState, tensors: dict[str, Tensor]) -> ServerSta
             models.setdefault(int(round), {})[what] = t
     flight = None
     if _FLIGHT + "clients" in tensors:
-        clients, begun, end_s, answers = (np.array(tensors[_FLIGHT + name].numpy()) for name in _FLIGHT_ARRAYS)
-        flight = Flight(clients, begun, end_s, answers, models)
+        arrays = {name: np.array(tensors[_FLIGHT + name].numpy()) for name in _FLIGHT_ARRAYS}
+        flight = Flight(**arrays, models=models)
     return ServerState(
         unpack(initial.algorithm, tensors),
         tensors.get(BUFFERS_KEY),

@@ -3,6 +3,7 @@
 All bad input is found here, before Ray starts.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
@@ -12,19 +13,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from raygrad import config
+from raygrad import asynchronous, config
 from raygrad.contract import Learns, Population
 from raygrad.data.shards import Shards, prepare
-from raygrad.driver import Driver, Executor, ServerState, States
+from raygrad.driver import Driver, Executor, States
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module, vmap_obstacle
-from raygrad.gang import BUFFERS
+from raygrad.gang import BUFFERS, Arrays, Gang, Phase
 from raygrad.objectives import load_loss
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.states import refuse_if_too_large
-from raygrad.stragglers import POLICIES
+from raygrad.stragglers import POLICIES, Buffered
+from raygrad.talk import Done, ServerState
 
 VMAP_STEP_FLOPS = 25e6
 """Up to this many floating-point operations per local step a CPU is bound by overhead, which vmap shares among
@@ -128,7 +130,27 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     refuse_if_too_large(len(examples), row, where.state_limit_bytes)
     assert gangs.mode != "auto"
     spec = replace(spec, mode=gangs.mode)
-    return Plan(experiment, shards, population, spec, x, buffers, client_state, row * len(examples), notes)
+    plan = Plan(experiment, shards, population, spec, x, buffers, client_state, row * len(examples), notes)
+    if isinstance(experiment.stragglers, Buffered):
+        asynchronous.check(plan.driver(_Nowhere(), _Templates(client_state)), plan.start())
+    return plan
+
+
+class _Nowhere:
+    """An executor for a driver that runs nothing."""
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Templates:
+    """The states that clients have before their first round."""
+
+    template: dict[str, torch.Tensor]
+
+    def get(self, clients: np.ndarray) -> Arrays:
+        return {n: np.stack([t.numpy()] * len(clients)) for n, t in self.template.items()}
 
 
 def check_cohort(experiment: Experiment, clients: int) -> None:

@@ -21,20 +21,7 @@ from torch import Tensor
 from raygrad import checkpoint, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Population
-from raygrad.driver import (
-    ANSWERED,
-    DAMAGED,
-    KILLER,
-    LATE,
-    LEFT,
-    REJECTED,
-    STALE,
-    UNAVAILABLE,
-    Driver,
-    Executor,
-    Played,
-    ServerState,
-)  # fmt: skip
+from raygrad.driver import Driver, Executor
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
@@ -44,6 +31,7 @@ from raygrad.plan import Plan, describe, make_plan
 from raygrad.runner import check_device
 from raygrad.runs import LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
+from raygrad.talk import ANSWERED, DAMAGED, KILLER, LATE, LEFT, REJECTED, STALE, UNAVAILABLE, Played, ServerState
 
 if TYPE_CHECKING:
     from raygrad.onray.start import EarlyStart

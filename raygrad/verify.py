@@ -20,7 +20,6 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.contract import Algorithm
 from raygrad.data.datasets import SyntheticLogistic
 from raygrad.data.partition import Natural
-from raygrad.driver import Done, ServerState
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Checkpoints, Evaluation, Experiment, Gangs, Probe, Where
@@ -33,6 +32,7 @@ from raygrad.run import create, extend, play
 from raygrad.runs import load
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
+from raygrad.talk import Done, ServerState
 
 ROUNDS, CLIENTS, COHORT = 4, 6, 4
 

@@ -14,7 +14,7 @@ from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.contract import Answer, Ask, Cohort, Round, Task
 from raygrad.data.shards import Shards
-from raygrad.driver import Driver, ServerState
+from raygrad.driver import Driver
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Evaluation, Experiment, Probe, Where
 from raygrad.local import Local
@@ -23,6 +23,7 @@ from raygrad.run import create, evaluate, play
 from raygrad.samplers import Uniform
 from raygrad.schedules import Constant, Cosine, Exponential, Schedule, Step, Warmup
 from raygrad.states import StateStore
+from raygrad.talk import ServerState
 from raygrad.verify import problem
 
 # Communications per round, and how many vectors of the model's size go down and up per client.

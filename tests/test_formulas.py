@@ -10,7 +10,6 @@ from torch import Tensor
 
 from raygrad.algorithms import ALGORITHMS
 from raygrad.contract import Algorithm
-from raygrad.driver import ServerState
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module
@@ -19,6 +18,7 @@ from raygrad.packing import pack
 from raygrad.plan import Plan, make_plan
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
+from raygrad.talk import ServerState
 from raygrad.verify import problem
 
 ALPHA, BETA, K = 0.1, 0.05, 3

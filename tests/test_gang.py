@@ -15,7 +15,7 @@ from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.alignment import AlignmentProbe, fixed_cohort
 from raygrad.contract import Population
-from raygrad.driver import Driver, ServerState, Talk
+from raygrad.driver import Driver
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
@@ -26,6 +26,7 @@ from raygrad.plan import Plan, make_plan
 from raygrad.run import evaluate
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
+from raygrad.talk import ServerState, Talk
 from raygrad.tasks import FULL, LoopTask
 from raygrad.verify import problem
 

@@ -3,6 +3,7 @@
 Adding a class to `ALGORITHMS` enrols it in the property suite (`raygrad verify NAME`).
 """
 
+from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.fedprox import FedProx
@@ -12,6 +13,7 @@ from raygrad.algorithms.scaffold import Scaffold, ScaffoldFresh
 from raygrad.algorithms.sgd import SGD
 
 ALGORITHMS: dict[str, type] = {
+    "fedasync": FedAsync,
     "fedavg": FedAvg,
     "fedga": FedGA,
     "fedprox": FedProx,

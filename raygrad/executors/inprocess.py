@@ -6,9 +6,9 @@ from time import perf_counter
 
 import torch
 
-from raygrad.driver import Done, Operation
 from raygrad.gang import Gang, Phase
 from raygrad.runner import GangRunner, HostSpec, difference, numerics, refused
+from raygrad.talk import Done, Operation
 
 
 @contextmanager

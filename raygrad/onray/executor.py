@@ -25,11 +25,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from raygrad.driver import Done, Operation
 from raygrad.errors import BadInput, RaygradError, Stopped
 from raygrad.gang import Gang, GangReply, Phase
 from raygrad.onray.start import host_class
 from raygrad.runner import HostSpec, difference, refused
+from raygrad.talk import Done, Operation
 
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 ATTEMPTS = 3

@@ -15,7 +15,7 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Cohort, Task
-from raygrad.driver import Done, Executor, ServerState
+from raygrad.driver import Executor
 from raygrad.errors import BadInput, Diverged, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
@@ -24,6 +24,7 @@ from raygrad.onray.cluster import check_room
 from raygrad.onray.executor import RayExecutor, _Host
 from raygrad.plan import Plan, make_plan
 from raygrad.states import StateStore
+from raygrad.talk import Done, ServerState
 from raygrad.verify import problem
 
 pytestmark = pytest.mark.usefixtures("ray_local")
