@@ -4,7 +4,7 @@ A round is the unit of atomicity: the server's state and the clients' states are
 returns.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raygrad.contract import Algorithm, Ask, Cohort, Population, Replies, Sampler
-from raygrad.errors import Diverged
+from raygrad.errors import Diverged, Stopped
 from raygrad.gang import BUFFERS, Arrays, Gang, GangReply, Phase, TreeSum, cut, finite
 
 
@@ -43,7 +43,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Done:
-    """A gang's reply and how it came about; `reply` is None for an attempt that failed and is made again."""
+    """A gang's reply and how it came about; `reply` is None for an attempt that failed or came second.
+
+    If the outcome of the operation begins with "lost for good", there will be no reply.
+    """
 
     gang: int
     reply: GangReply | None
@@ -179,6 +182,7 @@ class Driver:
                 replies[done.gang] = replace(done.reply, totals={})
                 if done.reply.failure is None:
                     tree.add(done.gang, done.reply.totals)
+        _check_complete(gangs, replies, operations, address[1])
         failures = [replies[i].failure for i in sorted(replies) if replies[i].failure]
         if failures:
             name, client = failures[0]  # pyright: ignore[reportGeneralTypeIssues]
@@ -212,3 +216,18 @@ class Driver:
         states = [(g.clients, r.states) for g, r in zip(gangs, ordered, strict=True) if r.states]
         talk = replace(talk, states=talk.states + states, operations=talk.operations + operations)
         return talk, Replies(ask.cohort, totals, scalars, rows, self.dtype)
+
+
+def _check_complete(
+    gangs: list[Gang], replies: Mapping[int, GangReply], operations: list[Operation], round: int
+) -> None:
+    """Raises Stopped if a gang was lost for good."""
+    lost = [g for g in gangs if g.index not in replies]
+    if lost:
+        gang = lost[0]
+        attempts = [o for o in operations if o.gang == gang.index and o.outcome != "superseded"]
+        raise Stopped(
+            f"gang {gang.index} (clients {', '.join(map(str, gang.clients.tolist()[:8]))}"
+            f"{'…' if len(gang.clients) > 8 else ''}) of round {round} was lost on {len(attempts)} hosts in a row, "
+            f"the last: {attempts[-1].outcome.removeprefix('lost for good: ')}"
+        )

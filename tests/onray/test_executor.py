@@ -20,7 +20,8 @@ from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import Gang, Phase
 from raygrad.onray.cluster import check_room
-from raygrad.onray.executor import RayExecutor, _Host
+from raygrad.onray.executor import RayExecutor
+from raygrad.onray.schedule import Host
 from raygrad.plan import Plan, make_plan
 from raygrad.states import StateStore
 from raygrad.verify import problem
@@ -58,7 +59,7 @@ class KillsAfter:
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         yield from self.inner.run(phase, gangs)
         if phase.number == self.phase:
-            named = [h for h in self.inner.hosts if h.name]
+            named = [h for h in self.inner.pool.hosts if h.name]
             ray.kill(named[0].actor)
 
 
@@ -111,7 +112,7 @@ def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "died"), phase=phase, victim=victim)), tmp_path)
     executor = RayExecutor(plan.spec, 2)
     found, outcomes = play(plan, executor, 2, tmp_path)
-    assert len(executor.hosts) == 2
+    assert len(executor.pool.hosts) == 2
     executor.close()
     assert (tmp_path / "died").exists()
     assert torch.equal(found.algorithm.x, expected.algorithm.x)
@@ -182,17 +183,17 @@ def test_a_host_of_other_numerics_is_left_out(tmp_path: Path) -> None:
     """The run goes on with the hosts that compute the same bits."""
     plan = planned(problem(FedAvg()), tmp_path)
     executor = RayExecutor(plan.spec, 2)
-    while executor._hellos:
-        ready, _ = ray.wait(list(executor._hellos), timeout=60)
-        executor._greet(ready[0])
-    odd = _Host(executor._actor_class.remote())
-    executor.hosts.append(odd)
+    while executor.pool.hellos:
+        ready, _ = ray.wait(list(executor.pool.hellos), timeout=60)
+        executor.pool.greet(ready[0])
+    odd = Host(executor.pool._actor_class.remote())
+    executor.pool.hosts.append(odd)
     assert executor.numerics is not None
     reference = ray.put(("elsewhere:1", executor.numerics | {"canary": "0" * 64}))
-    executor._hellos[reference] = odd
-    executor._greet(reference)
-    assert len(executor.hosts) == 2
-    assert odd not in executor.hosts
+    executor.pool.hellos[reference] = odd
+    executor.pool.greet(reference)
+    assert len(executor.pool.hosts) == 2
+    assert odd not in executor.pool.hosts
     play(plan, executor, 1, tmp_path)
     executor.close()
 
