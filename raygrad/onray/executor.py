@@ -237,7 +237,7 @@ class RayExecutor:
         self._give_up(call)
 
     def _give_up(self, call: Call) -> None:
-        if call.wanted and call is not call.host.calls[0]:
+        if call.wanted and call.host.calls[:1] != [call]:
             ray.cancel(call.ref)  # it has not begun: it never will
         call.wanted = False
 
