@@ -375,7 +375,7 @@ class Driver:
         operations: list[Operation] = []
         failed: dict[int, str] = {}
         for phase, gangs in runs:
-            todo = [g for g in gangs if g.parts[-1].mask.any()]
+            todo = [g for g in gangs if len(g.working)]
             while todo:
                 answers: dict[int, GangReply] = {}
                 for done in self.executor.run(phase, map(self._with_states, todo)):
@@ -394,8 +394,8 @@ class Driver:
                         again.append(without(gang, failure.client))
                     elif reply is not None:
                         replies[gang.index] = reply
-                        clients[gang.index] = gang.clients[gang.parts[-1].mask]
-                todo = [g for g in again if g.parts[-1].mask.any()]
+                        clients[gang.index] = gang.working
+                todo = [g for g in again if len(g.working)]
         for gang in order:
             if gang.index not in replies:
                 tree.add(leaf[gang.index], {})
@@ -426,8 +426,7 @@ class Driver:
 
         Halves of the gang are run; their answers are thrown away.
         """
-        mask = gang.parts[-1].mask
-        suspects = gang.clients[mask]
+        suspects = gang.working
         last = next((o.outcome for o in reversed(operations) if o.gang == gang.index), "lost")
         shown = ", ".join(map(str, suspects.tolist()[:8])) + ("…" if len(suspects) > 8 else "")
         where = f"gang {gang.index} (clients {shown}) of round {phase.round}"

@@ -15,6 +15,7 @@ from raygrad.data.datasets import DATASETS, Dataset, Digits
 from raygrad.data.partition import PARTITIONERS, Labels, Partitioner
 from raygrad.devices import DEVICES, Devices, NotModelled
 from raygrad.errors import BadInput
+from raygrad.hosts import HostRange
 from raygrad.local import Local
 from raygrad.membership import MEMBERSHIPS, Everybody, Membership
 from raygrad.models import MODELS, DigitsCNN, Model
@@ -180,14 +181,14 @@ class Experiment:
 class Where:
     """On what an experiment runs. Nothing here changes a bit of the result.
 
-    `on` is "ray" (host actors) or "local" (this process, without Ray). `address` is a Ray cluster's; without one a
-    local Ray is started. `device` "auto" is a GPU where hosts have one. `numerics` "strict" refuses hosts that would
-    compute other bits, "mark" admits and records them. `state_limit_bytes` bounds what clients' states may take on
-    the driver's disk.
+    `on` is "ray" (host actors) or "local" (this process, without Ray). `hosts` is their number, "auto" (as many as
+    there is room and work for) or "2..16" (fewest and most). `address` is a Ray cluster's; without one a local Ray is
+    started. `device` "auto" is a GPU where hosts have one. `numerics` "strict" refuses hosts that would compute other
+    bits, "mark" admits and records them. `state_limit_bytes` bounds what clients' states may take on the driver's disk.
     """
 
     on: Literal["ray", "local"] = "ray"
-    hosts: int = 2
+    hosts: int | str = 2
     address: str | None = None
     gpus_per_host: float = 0.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -197,12 +198,17 @@ class Where:
     state_limit_bytes: int = 50 * 10**9
 
     def __post_init__(self) -> None:
-        _at_least("hosts", self.hosts, 1)
+        HostRange.of(self.hosts)
         _at_least("gpus_per_host", self.gpus_per_host, 0)
         if self.gpus_per_host > 1 and self.gpus_per_host % 1:
             raise BadInput(f"gpus_per_host is {self.gpus_per_host}; above 1 it must be a whole number")
         if self.on == "local" and (self.address or self.gpus_per_host):
             raise BadInput("address and gpus_per_host are settings of --on ray; this run is --on local")
+
+    @property
+    def host_range(self) -> HostRange:
+        """The fewest and the most hosts."""
+        return HostRange.of(self.hosts)
 
     @property
     def device_type(self) -> Literal["cpu", "cuda"]:

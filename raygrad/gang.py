@@ -65,6 +65,11 @@ class Gang:
     parts: tuple["Part", ...]  # one for each phase so far
     states: Arrays = field(default_factory=dict)  # name -> [M, ...]
 
+    @property
+    def working(self) -> np.ndarray:
+        """Those that take part in the newest phase: [m] int64."""
+        return self.clients[self.parts[-1].mask] if self.parts else self.clients
+
 
 @dataclass(frozen=True)
 class Part:

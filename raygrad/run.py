@@ -536,7 +536,7 @@ def open_executor(
                 raise Stopped("stopped by SIGTERM") from e
             interrupts.install()  # again, since Ray set its own
             executor = RayExecutor(
-                plan.spec, where.hosts, where.gpus_per_host, recorded, strict, made, ship_code=not started
+                plan.spec, where.hosts, where.gpus_per_host, recorded, strict, made, joined=not started
             )
         stack.callback(executor.close)
         if recorded is None:

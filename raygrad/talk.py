@@ -36,9 +36,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Done:
-    """A gang's reply and how it came about; `reply` is None for an attempt that failed.
+    """A gang's reply and how it came about; `reply` is None for an attempt that failed or came second.
 
-    A gang that has had no reply when its phase is over was lost too often to be tried again.
+    A gang that has had no reply when its phase is over was lost too often to be tried again; the outcome of its last
+    attempt then begins with "lost for good".
     """
 
     gang: int

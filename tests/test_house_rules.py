@@ -45,6 +45,7 @@ BASE = {"raygrad.errors", "raygrad.naming", "raygrad.rng", "raygrad"}
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.errors": (set(), set()),
     "raygrad.naming": ({"raygrad.errors"}, set()),
+    "raygrad.hosts": ({"raygrad.errors"}, set()),
     "raygrad.rng": (set(), {"numpy"}),
     "raygrad.contract": ({"raygrad.rng"}, {"numpy", "torch"}),
     "raygrad.objectives": (BASE, {"torch"}),

@@ -70,9 +70,12 @@ On = Annotated[
     ),
 ]  # fmt: skip
 Hosts = Annotated[
-    int | None,
-    typer.Option("--hosts", help="Host actors.", rich_help_panel=MACHINE, show_default="2; resume: as before"),
-]
+    str | None,
+    typer.Option(
+        "--hosts", metavar="NUMBER", help="Host actors: 4, auto, or fewest and most: 2..16.", rich_help_panel=MACHINE,
+        show_default="2; resume: as before",
+    ),
+]  # fmt: skip
 Address = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from raygrad.commands import options, output
 from raygrad.errors import BadInput, BelowQuorum, Diverged, RaygradError, Stopped
+from raygrad.hosts import HostRange
 from raygrad.interrupts import leaving_at_once
 
 if TYPE_CHECKING:
@@ -193,17 +194,21 @@ HOSTS = 2
 
 
 def _can_start_early(
-    recipe: str, on: str | None, hosts: int | None, address: str | None, gpus_per_host: float | None, device: str | None
+    recipe: str, on: str | None, hosts: str | None, address: str | None, gpus_per_host: float | None, device: str | None
 ) -> bool:
     """Whether a Ray may be started before anything is imported or checked.
 
     It may where it will most probably be used as it is: a recipe of ours, on a local Ray, on CPUs.
     """
-    ray = sys.modules.get("ray")
+    ray, cores = sys.modules.get("ray"), os.cpu_count() or 1
+    try:
+        fits = HostRange.of(HOSTS if hosts is None else hosts).fewest <= cores
+    except BadInput:  # it is raised where everything is checked
+        return False
     return (
-        (Path(__file__).parents[1] / "recipes" / f"{recipe.replace('-', '_')}.py").is_file()
+        fits
+        and (Path(__file__).parents[1] / "recipes" / f"{recipe.replace('-', '_')}.py").is_file()
         and on in (None, "ray")
-        and 1 <= (HOSTS if hosts is None else hosts) <= (os.cpu_count() or 1)
         and not (address or os.environ.get("RAY_ADDRESS") or gpus_per_host)
         and device in (None, "auto", "cpu")
         and (ray is None or not ray.is_initialized())
@@ -237,7 +242,9 @@ def _starting(where: "Where") -> str:
     if where.on == "local":
         return "starting in this process"
     ray = f"the Ray at {where.address}" if where.address else "a local Ray"
-    return f"starting {where.hosts} host{'s' if where.hosts > 1 else ''} on {ray}"
+    if where.hosts == "auto":
+        return f"starting hosts on {ray}"
+    return f"starting {where.hosts} host{'s' if where.host_range.most != 1 else ''} on {ray}"
 
 
 def _saved_round(run: "LoadedRun") -> int:

@@ -45,7 +45,7 @@ class InProcess:
             with one_thread():
                 reply = self.runner.run(phase, gang, lambda: self.phases[:-1])
             wall = perf_counter() - started
-            yield Done(gang.index, reply, Operation(gang.index, "local", 1, len(gang.clients), started, wall, 0, 0))
+            yield Done(gang.index, reply, Operation(gang.index, "local", 1, len(gang.working), started, wall, 0, 0))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -16,16 +16,19 @@ HOSTS_PER_CORE = 16
 """How many hosts a Ray that is started here may have per core of this machine."""
 CONNECT_S = 5.0
 """How long an address may take to answer."""
+TINY = 1e-9
+"""Ray counts in steps of 0.0001."""
 
 
 @contextmanager
 def connected(where: Where) -> Iterator[bool]:
     """A Ray with room for the hosts that `where` asks for, and whether it was started here (and is then shut down).
 
-    Raises BadInput if a Ray that was not started here has less room than the hosts need, or cannot be reached.
+    Raises BadInput if a Ray that was not started here has less room than a fixed number of hosts needs, or cannot be
+    reached.
     """
     if ray.is_initialized():
-        check_room(where)
+        check_room(where, may_grow=True)
         yield False
         return
     address = check(where)
@@ -33,14 +36,14 @@ def connected(where: Where) -> Iterator[bool]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            start_ray(where.hosts, None if where.device_type == "cuda" else 0)
+            start_ray(where.host_range.cpus(os.cpu_count() or 1), None if where.device_type == "cuda" else 0)
     except (ConnectionError, RuntimeError, ValueError) as e:
         raise BadInput(
             f"no Ray answers at {address or 'this machine'} ({e}); check the address, and RAY_AUTH_MODE and the token "
             "if it asks for one"
         ) from e
     try:
-        check_room(where)
+        check_room(where, may_grow=bool(address))
         yield not address
     finally:
         ray.shutdown()
@@ -67,19 +70,70 @@ def check(where: Where) -> str | None:
 
 def _check_this_machine(where: Where) -> None:
     most = HOSTS_PER_CORE * (os.cpu_count() or 1)
-    if where.hosts > most:
+    if where.host_range.fewest > most:
         raise BadInput(f"hosts is {where.hosts}, but this machine has {os.cpu_count()} cores; ask for at most {most}")
     if where.gpus_per_host and where.device_type == "cpu":
         raise BadInput("gpus_per_host is set, but the device is cpu; on a Ray that is started here set --device cuda")
 
 
-def check_room(where: Where) -> None:
-    """Refuse more hosts than the cluster has CPUs and GPUs for."""
+def check_room(where: Where, may_grow: bool = False) -> None:
+    """Refuse more hosts than the cluster, or the placement group that we are in, has CPUs and GPUs for.
+
+    Elastic hosts wait for a cluster that may grow.
+    """
+    wanted = where.host_range
+    room = group_room(where.gpus_per_host)
+    if room is not None:
+        if wanted.fewest > room:
+            raise BadInput(
+                f"hosts is {where.hosts}, but the placement group has room for {room} beside this task; "
+                f"each needs {_needs(where.gpus_per_host)}"
+            )
+        return
+    if wanted.elastic and may_grow:
+        return
     have = ray.cluster_resources()
-    for kind, each in (("CPU", 1.0), ("GPU", where.gpus_per_host)):
-        if each * where.hosts > have.get(kind, 0.0) + 1e-9:
-            fits = int((have.get(kind, 0.0) + 1e-9) / each)
+    for kind, each in _needs(where.gpus_per_host).items():
+        if each * wanted.fewest > have.get(kind, 0.0) + TINY:
+            fits = int((have.get(kind, 0.0) + TINY) / each)
             raise BadInput(
                 f"hosts is {where.hosts}, each needs {each:g} {kind}; this Ray has {have.get(kind, 0.0):g}, "
                 f"so at most {fits} fit"
             )
+
+
+def free_room(gpus_per_host: float) -> int:
+    """How many more hosts there is room for now, beside whatever else runs on the cluster."""
+    return _fits(ray.available_resources(), gpus_per_host)
+
+
+def group_room(gpus_per_host: float) -> int | None:
+    """How many hosts fit into the placement group that we are in, beside our own task; None outside of one."""
+    group = ray.util.get_current_placement_group()
+    if group is None:
+        return None
+    own: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    room = 0
+    for bundle in group.bundle_specs:
+        if own and all(bundle.get(kind, 0.0) + TINY >= number for kind, number in own.items()):
+            bundle, own = {kind: number - own.get(kind, 0.0) for kind, number in bundle.items()}, {}
+        room += _fits(bundle, gpus_per_host)
+    return room
+
+
+def ask_for(hosts: int, gpus_per_host: float) -> None:
+    """Ask the cluster's autoscaler for nodes that hold so many hosts; 0 takes it back. Without one nothing happens.
+
+    The ask is the cluster's: it outlives us if it is not taken back, and replaces what anybody asked before.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[_needs(gpus_per_host)] * hosts)
+
+
+def _needs(gpus_per_host: float) -> dict[str, float]:
+    return {"CPU": 1.0} | ({"GPU": gpus_per_host} if gpus_per_host else {})
+
+
+def _fits(have: Mapping[str, float], gpus_per_host: float) -> int:
+    return min(int((have.get(kind, 0.0) + TINY) / each) for kind, each in _needs(gpus_per_host).items())

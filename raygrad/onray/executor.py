@@ -1,14 +1,13 @@
-"""Runs gangs on host actors.
+"""Runs gangs on host actors: carries out what the schedule decides.
 
-A phase is put once and gang calls name the reference; a small one travels in the calls themselves. Free hosts pull:
-each has at most two gangs in flight, and takes the waiting gang whose clients it served last, so that shards stay warm.
-A gang whose scratch lies on a host goes back to that host while it lives. Calls are at most once: what a dead host owed
-is asked again elsewhere, three times at most. Since a gang is deterministic, none of this changes a bit.
+A phase is put once and gang calls name the reference; a small one travels in the calls themselves. Calls are at most
+once: what a lost or hung host owed is asked again elsewhere, three times at most. A call outlives its phase if its gang
+was answered by another host: then its host is busy until it answers, and that answer is dropped.
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -16,53 +15,24 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ObjectLostError, RayTaskError, TaskCancelledError
 
-from raygrad.errors import BadInput, RaygradError, Stopped
+from raygrad.errors import RaygradError
 from raygrad.gang import Gang, GangReply, Phase
-from raygrad.onray.start import host_class
-from raygrad.runner import HostSpec, difference, refused
+from raygrad.hosts import HostRange
+from raygrad.onray.pool import LOST, Pool, wait
+from raygrad.onray.schedule import IN_FLIGHT, Call, Host, Job, Schedule
+from raygrad.runner import HostSpec
 from raygrad.talk import Done, Operation
 
-LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 ATTEMPTS = 3
-IN_FLIGHT = 2
-LONG_GANG_S = 0.2
-"""From here on it costs more to wait behind another gang than to be sent later."""
-START_S = 120.0
-"""How long no host may be ready before the run stops."""
+"""On so many hosts a gang is lost before it is given up."""
 SMALL_PHASE = 256 * 2**10
 """Up to so many bytes a phase goes along with each call: a put and its fetches cost more than sending it twice."""
-REPLACEMENTS = 8
-"""How many times a host's place is filled again before it stays empty."""
-
-
-@dataclass
-class _Host:
-    """The driver's picture of one actor. `name` is None until it said hello."""
-
-    actor: Any
-    name: str | None = None
-    flight: int = 0
-    alone: bool = False  # it runs a gang that was lost before, with no other beside it
-    restarts: int = 0  # since a host in its place last answered
-
-
-@dataclass
-class _Call:
-    """A gang in flight."""
-
-    gang: Gang
-    host: _Host
-    attempt: int
-    started: float
+LOOK_S = 1.0
+"""Between two looks for hosts that hang."""
+REMEMBERED = 16
+"""Over so many phases the greatest number of gangs says how many hosts can be of use."""
 
 
 @cache
@@ -77,137 +47,136 @@ def _ship_by_value(name: str) -> None:
 class RayExecutor:
     """Host actors behind one `run`.
 
-    `numerics` is what an earlier part of the run recorded, if there was one. `made` are host actors to use first.
-    With `ship_code` the user's own modules travel along, for hosts that cannot import them.
+    `hosts` is as in `Where`. `numerics` is what an earlier part of the run recorded, if there was one. `made` are host
+    actors to use first. With `joined` this Ray was not started for the run: the user's own modules travel along, for
+    hosts that cannot import them, and elastic hosts ask the cluster's autoscaler for room.
     """
 
     def __init__(
         self,
         spec: HostSpec,
-        hosts: int,
+        hosts: int | str,
         gpus_per_host: float = 0.0,
         numerics: Mapping[str, str] | None = None,
         strict: bool = True,
         made: Iterable[Any] = (),
-        ship_code: bool = True,
+        joined: bool = True,
     ) -> None:
-        self._actor_class = host_class(gpus_per_host)
-        self._made = list(made)
-        self._ship_code = ship_code
-        if ship_code:
+        self._joined = joined
+        if joined:
             _ship_by_value(type(spec.model).__module__)
-        self._spec = ray.put(spec)
-        self._strict = strict
-        self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
-        self.odd_hosts: dict[str, str] = {}
-        self._gang_s = 0.0  # what the newest answer took
+        self._schedule = Schedule()
+        self._calls: dict[Any, Call] = {}  # by reference, in flight
+        self._news: list[Done] = []
         self._phases: list[Phase] = []  # of this conversation
         self._references: dict[int, Any] = {}  # to those that were put, by number
-        self._owners: dict[int, _Host] = {}
-        self._last: dict[int, _Host] = {}
-        self._hellos: dict[Any, _Host] = {}
-        self.hosts: list[_Host] = []
-        for _ in range(hosts):
-            self._start()
-        self._await_first()
-
-    # --- hosts ------------------------------------------------------------------------------------------------------
-
-    def _start(self, restarts: int = 0) -> None:
-        host = _Host(self._made.pop() if self._made else self._actor_class.remote(), restarts=restarts)
-        self.hosts.append(host)
-        self._hellos[host.actor.hello.remote(self._spec)] = host
-
-    def _await_first(self) -> None:
-        deadline = perf_counter() + START_S
-        while not any(h.name for h in self.hosts):
-            if not self._hellos or perf_counter() > deadline:
-                raise Stopped(
-                    f"no host became ready within {START_S:.0f} s; is there room for one more actor on the cluster?"
-                )
-            ready, _ = ray.wait(list(self._hellos), num_returns=1, timeout=1.0)
-            for ref in ready:
-                self._greet(ref)
-
-    def _greet(self, ref: Any) -> None:
-        """A host said hello, or died before it could."""
-        host = self._hellos.pop(ref)
+        self._gangs: deque[int] = deque(maxlen=REMEMBERED)  # of the newest phases
+        self._gangs_of: dict[str, int] = {}  # by work
+        self._unanswered = 0
+        self._away_s = 0.0  # what others did between our steps: hosts are not to blame for it
+        self._left_s = self._look_s = 0.0
+        self.pool = Pool(spec, HostRange.of(hosts), gpus_per_host, numerics, strict, made, joined)
         try:
-            name, numerics = ray.get(ref)
-        except LOST as e:
-            self._bury(host, f"could not start ({type(e).__name__})")
-            return
-        except RayTaskError as e:
-            if isinstance(e.cause, RaygradError):
-                raise e.cause from None
+            self.pool.await_first()
+        except BaseException:
+            self.close()
             raise
-        recorded = self.numerics = self.numerics or numerics
-        error = refused(f"host {name}", recorded, numerics)
-        if error is not None and self._strict:
-            self._refuse(host, error)
-            return
-        if odd := difference(recorded, numerics):
-            self.odd_hosts[name] = odd
-        host.name = name
 
-    def _refuse(self, host: _Host, error: BadInput) -> None:
-        """Go on without a host that would compute other bits; raise if none is left."""
-        self.hosts.remove(host)
-        ray.kill(host.actor)
-        if not self.hosts:
-            raise error
+    @property
+    def numerics(self) -> dict[str, str] | None:
+        """What the run computes with."""
+        return self.pool.numerics
 
-    def _bury(self, host: _Host, why: str) -> None:
-        """Take a dead host out and fill its place."""
-        if host not in self.hosts:
-            return
-        self.hosts.remove(host)
-        self._owners = {g: h for g, h in self._owners.items() if h is not host}
-        self._last = {c: h for c, h in self._last.items() if h is not host}
-        if host.restarts < REPLACEMENTS:
-            self._start(host.restarts + 1)
-        elif not self.hosts:
-            raise Stopped(f"every host died {REPLACEMENTS} times; the last one {why}")
+    @property
+    def odd_hosts(self) -> dict[str, str]:
+        """Hosts that compute other bits and were admitted, and in what they differ."""
+        return self.pool.odd_hosts
 
-    # --- gangs ------------------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """End the host actors."""
+        self.pool.close()
+
+    # --- one phase --------------------------------------------------------------------------------------------------
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
-        """The gangs' replies, as they come. Raises Stopped if a gang fails three times or no host is left."""
-        if phase.number == 0:
-            self._phases, self._references, self._owners = [], {}, {}
-        self._phases.append(phase)
-        if self._ship_code:
-            _ship_by_value(phase.work.__module__)
-        sent = phase if phase.nbytes <= SMALL_PHASE else self._reference(phase.number)
-        source = iter(gangs)
-        waiting: list[tuple[Gang, int]] = []
-        calls: dict[Any, _Call] = {}
-        idle_since = perf_counter()
-        exhausted = False
+        """The gangs' replies, as they come, and failed attempts without one.
+
+        A gang that was lost on three hosts has no reply; the outcome of its last attempt begins with "lost for good".
+        Raises Stopped if there are no hosts for too long.
+        """
+        self._begin(phase)
+        schedule, source, read, exhausted = self._schedule, iter(gangs), 0, False
+        work = schedule.works[-1]
         try:
             while True:
-                while not exhausted and len(waiting) < 2 * IN_FLIGHT * max(1, len(self.hosts)):
+                while not exhausted and len(schedule.waiting) < 2 * IN_FLIGHT * max(1, len(self.pool.hosts)):
                     gang = next(source, None)
                     exhausted = gang is None
                     if gang is not None:
-                        waiting.append((gang, 0))
-                self._submit(waiting, calls, sent, exhausted)
-                if not (waiting or calls):
-                    return
-                ready, _ = ray.wait([*calls, *self._hellos], num_returns=1, timeout=1.0)
-                if ready or calls:
-                    idle_since = perf_counter()
-                elif perf_counter() - idle_since > START_S:
-                    raise Stopped(f"no host became ready within {START_S:.0f} s")
-                for ref in ready:
-                    if ref in self._hellos:
-                        self._greet(ref)
+                        read, self._unanswered = read + 1, self._unanswered + 1
+                        schedule.waiting.append(Job(gang))
+                schedule.unread = 0 if exhausted else max(0, self._gangs_of.get(work, 0) - read)
+                self.pool.tend(max(read + (not exhausted), *self._gangs, 0))
+                self._submit()
+                if self._news:
+                    yield from self._told()
+                if not self._unanswered and exhausted:
+                    break
+                for ref in wait([*self._calls, *self.pool.hellos], schedule.pause_s()):
+                    if ref in self._calls:
+                        self._take(ref)
                     else:
-                        yield self._take(ref, calls.pop(ref), waiting, phase)
+                        self.pool.greet(ref)
+                self._end_hung()
+            self._gangs.append(read)
+            self._gangs_of[work] = read
         finally:
-            for call in calls.values():
-                call.host.flight -= 1
-                call.host.alone = False
+            schedule.waiting.clear()
+            for call in self._calls.values():
+                self._give_up(call)
+            self._left_s = perf_counter()
+
+    def _begin(self, phase: Phase) -> None:
+        if phase.number == 0:
+            self._phases, self._references = [], {}
+        self._phases.append(phase)
+        if self._joined:
+            _ship_by_value(phase.work.__module__)
+        self._news, self._unanswered = [], 0
+        self._away_s += perf_counter() - self._left_s
+        self._schedule.begin(phase.number, f"{phase.work.__qualname__} on {phase.part}")
+
+    def _told(self) -> Iterator[Done]:
+        news, self._news = self._news, []
+        self._left_s = perf_counter()
+        yield from news
+        self._away_s += perf_counter() - self._left_s
+
+    @property
+    def _now(self) -> float:
+        """The clock on which hosts are measured: it stands still while it is not our turn."""
+        return perf_counter() - self._away_s
+
+    def _submit(self) -> None:
+        """Give gangs to hosts, and to idle ones what would be late."""
+        schedule, now = self._schedule, self._now
+        schedule.hosts = self.pool.ready
+        while (found := schedule.next(now)) is not None:
+            self._send(*found)
+        while (late := schedule.again(now)) is not None:
+            job, host, probe = late
+            for call in job.calls:
+                if call is not call.host.calls[0] and not probe:
+                    self._supersede(call)  # it only waited there
+            self._send(job, host, probe)
+
+    def _send(self, job: Job, host: Host, probe: bool = False) -> None:
+        call = self._schedule.place(job, host, self._now, probe)
+        phase = self._phases[-1]
+        sent = phase if phase.nbytes <= SMALL_PHASE else self._reference(phase.number)
+        earlier = [self._reference(k) for k in range(len(call.works) - 1)]
+        call.ref = host.actor.run.remote(sent, job.gang, earlier)
+        self._calls[call.ref] = call
 
     def _reference(self, number: int) -> Any:
         """A reference to phase `number` of this conversation."""
@@ -215,82 +184,96 @@ class RayExecutor:
             self._references[number] = ray.put(self._phases[number])
         return self._references[number]
 
-    def _submit(self, waiting: list[tuple[Gang, int]], calls: dict[Any, _Call], sent: Any, exhausted: bool) -> None:
-        """Give waiting gangs to hosts with room.
+    # --- what comes back --------------------------------------------------------------------------------------------
 
-        The last gangs are not queued behind others, unless they are short: who is free first takes them.
-        """
-        while True:
-            ready = [h for h in self.hosts if h.name]
-            last = exhausted and len(waiting) <= len(ready)
-            depth = 1 if last and self._gang_s >= LONG_GANG_S else IN_FLIGHT
-            free = sorted((h for h in ready if h.flight < depth and not h.alone), key=lambda h: h.flight)
-            for host in free:
-                pick = self._pick(host, waiting)
-                if pick is not None:
-                    gang, attempts = waiting.pop(pick)
-                    numbers = () if self._owners.get(gang.index) is host else range(len(self._phases) - 1)
-                    ref = host.actor.run.remote(sent, gang, [self._reference(k) for k in numbers])
-                    host.flight += 1
-                    host.alone = attempts > 0
-                    calls[ref] = _Call(gang, host, attempts + 1, perf_counter())
-                    break
-            else:
-                return
-
-    def _pick(self, host: _Host, waiting: list[tuple[Gang, int]]) -> int | None:
-        """Which waiting gang `host` should take: its own scratch's first, then the one whose clients it served last.
-
-        A gang that was lost before runs alone, so that if its host dies again no other gang is blamed.
-        """
-        best, most = None, -1
-        for i, (gang, attempts) in enumerate(waiting):
-            owner = self._owners.get(gang.index)
-            if attempts and host.flight:
-                continue
-            if owner is host:
-                return i
-            if owner is None:
-                warm = sum(self._last.get(c) is host for c in gang.clients.tolist())
-                if warm > most:
-                    best, most = i, warm
-        return best
-
-    def _take(self, ref: Any, call: _Call, waiting: list[tuple[Gang, int]], phase: Phase) -> Done:
-        host, gang = call.host, call.gang
-        host.flight -= 1
-        host.alone = False
-        wall = perf_counter() - call.started
-        down = sum(a.nbytes for a in gang.states.values())
-        operation = Operation(
-            gang.index, host.name or "?", call.attempt, len(gang.clients), call.started, wall, down, 0
-        )
+    def _take(self, ref: Any) -> None:
+        call, now = self._calls.pop(ref), self._now
         try:
             reply: GangReply = ray.get(ref)
+        except TaskCancelledError:  # it never began
+            self._schedule.ended(call, now)
+        except ObjectLostError as e:
+            if isinstance(e, RayTaskError):  # the host is well, but what it was sent is gone: send it again
+                self._references.clear()
+            self._failed(call, type(e).__name__ if not isinstance(e, RayTaskError) else type(e.cause).__name__)
         except LOST as e:
-            self._bury(host, "was lost")
-            if call.attempt >= ATTEMPTS:
-                raise Stopped(
-                    f"gang {gang.index} (clients {', '.join(map(str, gang.clients.tolist()[:8]))}"
-                    f"{'…' if len(gang.clients) > 8 else ''}) of round {phase.round} was lost on {ATTEMPTS} hosts "
-                    "in a row, the last: "
-                    f"{type(e).__name__}"
-                ) from e
-            waiting.insert(0, (gang, call.attempt))
-            return Done(gang.index, None, replace(operation, outcome=f"lost: {type(e).__name__}"))
+            self._bury(call.host)
+            self._failed(call, type(e).__name__)
         except RayTaskError as e:
+            self._schedule.ended(call, now)
+            if not call.wanted:
+                return
             if isinstance(e.cause, RaygradError):
                 raise e.cause from None
             raise
-        host.restarts, self._gang_s = 0, reply.wall_s
-        self._owners[gang.index] = host
-        for c in gang.clients.tolist():
-            self._last[c] = host
-        up = sum(a.nbytes for part in (reply.totals, reply.rows, reply.states, reply.scalars) for a in part.values())
-        return Done(gang.index, reply, replace(operation, bytes_up=up, wall_s=reply.wall_s))
+        else:
+            self._schedule.answered(call, max(reply.wall_s, now - call.began_s), now)
+            others = [c for c in call.job.calls if c is not call]
+            self._schedule.ended(call, now)
+            if call.wanted:
+                for other in others:
+                    self._supersede(other)
+                self._unanswered -= 1
+                parts = (reply.totals, reply.rows, reply.states, reply.scalars)
+                up = sum(a.nbytes for part in parts for a in part.values())
+                self._tell(call, "answered", reply.wall_s, reply, up)
 
-    def close(self) -> None:
-        """End the host actors."""
-        for host in self.hosts:
-            ray.kill(host.actor)
-        self.hosts = []
+    def _tell(
+        self, call: Call, outcome: str, wall_s: float | None = None, reply: GangReply | None = None, up: int = 0
+    ) -> None:
+        gang = call.job.gang
+        down = sum(a.nbytes for a in gang.states.values())
+        wall_s = self._now - call.sent_s if wall_s is None else wall_s
+        started = call.sent_s + self._away_s
+        operation = Operation(
+            gang.index, call.host.name or "?", call.attempt, len(gang.working), started, wall_s, down, up, outcome
+        )
+        self._news.append(Done(gang.index, reply, operation))
+
+    def _supersede(self, call: Call) -> None:
+        """Another attempt takes its place: it is not waited for any more."""
+        call.job.calls.remove(call)
+        self._tell(call, "superseded")
+        self._give_up(call)
+
+    def _give_up(self, call: Call) -> None:
+        if call.wanted and call.host.calls[:1] != [call]:
+            ray.cancel(call.ref)  # it has not begun: it never will
+        call.wanted = False
+
+    # --- what goes wrong --------------------------------------------------------------------------------------------
+
+    def _failed(self, call: Call, why: str, outcome: str = "lost", blamed: bool = True) -> None:
+        """An attempt has come to nothing: the gang is owed again, unless another attempt is under way."""
+        job = call.job
+        self._schedule.ended(call, self._now)
+        if not call.wanted:
+            return
+        job.losses += blamed
+        if job.losses >= ATTEMPTS and not job.calls:
+            self._unanswered -= 1
+            outcome = "lost for good"
+        elif not job.calls:
+            self._schedule.waiting.appendleft(job)
+        self._tell(call, f"{outcome}: {why}")
+
+    def _bury(self, host: Host) -> None:
+        if host in self.pool.hosts:
+            self.pool.bury(host)
+            self._schedule.gone(host)
+
+    def _end_hung(self) -> None:
+        """Kill hosts that hang. Those that waited behind the gang on which they do are not blamed."""
+        now = self._now
+        if now < self._look_s:
+            return
+        self._look_s = now + LOOK_S
+        for host in self._schedule.hung(self.pool.hosts, now):
+            head, *behind = host.calls
+            if ray.wait([head.ref], timeout=0)[0]:
+                continue
+            self._bury(host)
+            for call in (head, *behind):
+                del self._calls[call.ref]
+                after = f"for {now - head.began_s:.0f} s"
+                self._failed(call, after, "hung" if call is head else "lost behind one that hung", call is head)

@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from raygrad.hosts import HostRange
+
 
 def start_ray(cpus: int, gpus: int | None) -> None:
     """Start a Ray with `cpus` and `gpus` (None: those that there are) on this machine."""
@@ -27,21 +29,27 @@ def start_ray(cpus: int, gpus: int | None) -> None:
 
 
 def host_class(gpus_per_host: float = 0.0) -> Any:
-    """The host actor's class, wrapped for Ray."""
+    """The host actor's class, wrapped for Ray. In a placement group its actors belong to it, else they are spread."""
     import ray
+    from ray.util import get_current_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from raygrad.onray.host import ClientHost
 
+    group = get_current_placement_group()
+    place = "SPREAD" if group is None else PlacementGroupSchedulingStrategy(group, -1, True)
     return ray.remote(
-        num_cpus=1, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
+        num_cpus=1, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy=place
     )(ClientHost)
 
 
 class EarlyStart:
-    """A Ray with `hosts` hosts, being started in a thread. Whoever makes one closes it, whatever happens."""
+    """A Ray with hosts, as `Where.hosts` says, being started in a thread. Whoever makes one closes it, whatever
+    happens.
+    """
 
-    def __init__(self, hosts: int) -> None:
-        self.hosts = hosts
+    def __init__(self, hosts: int | str) -> None:
+        self._hosts = HostRange.of(hosts)
         self._actors: list[Any] = []
         self._error: BaseException | None = None
         self._ready, self._closed = Event(), Event()
@@ -49,9 +57,10 @@ class EarlyStart:
 
     def _start(self) -> None:
         try:
-            start_ray(self.hosts, 0)
+            cpus = self._hosts.cpus(os.cpu_count() or 1)
+            start_ray(cpus, 0)
             make = host_class()
-            self._actors = [make.remote() for _ in range(self.hosts)]
+            self._actors = [make.remote() for _ in range(self._hosts.first(cpus))]
         except BaseException as e:  # it is raised where the hosts are asked for
             self._error = e
         self._ready.set()

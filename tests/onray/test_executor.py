@@ -1,14 +1,18 @@
 """Host actors: lost ones cost time, never bits; what a client does wrong is named."""
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
+from time import perf_counter, sleep
 
 import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 from torch import Tensor
 
 from raygrad.algorithms import ALGORITHMS
@@ -20,8 +24,10 @@ from raygrad.errors import BadInput, Diverged, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import Gang, Phase, cut, parted
+from raygrad.onray import schedule
 from raygrad.onray.cluster import check_room
-from raygrad.onray.executor import RayExecutor, _Host
+from raygrad.onray.executor import RayExecutor
+from raygrad.onray.schedule import Host
 from raygrad.plan import Plan, make_plan
 from raygrad.states import StateStore
 from raygrad.talk import Done, ServerState
@@ -68,7 +74,7 @@ class KillsAfter:
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         yield from self.inner.run(phase, gangs)
         if phase.number == self.phase:
-            named = [h for h in self.inner.hosts if h.name]
+            named = [h for h in self.inner.pool.hosts if h.name]
             ray.kill(named[0].actor)
 
 
@@ -121,7 +127,7 @@ def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "died"), phase=phase, victim=victim)), tmp_path)
     executor = RayExecutor(plan.spec, 2)
     found, outcomes = play(plan, executor, 2, tmp_path)
-    assert len(executor.hosts) == 2
+    assert len(executor.pool.hosts) == 2
     executor.close()
     assert (tmp_path / "died").exists()
     assert torch.equal(found.algorithm.x, expected.algorithm.x)
@@ -192,17 +198,17 @@ def test_a_host_of_other_numerics_is_left_out(tmp_path: Path) -> None:
     """The run goes on with the hosts that compute the same bits."""
     plan = planned(problem(FedAvg()), tmp_path)
     executor = RayExecutor(plan.spec, 2)
-    while executor._hellos:
-        ready, _ = ray.wait(list(executor._hellos), timeout=60)
-        executor._greet(ready[0])
-    odd = _Host(executor._actor_class.remote())
-    executor.hosts.append(odd)
+    while executor.pool.hellos:
+        ready, _ = ray.wait(list(executor.pool.hellos), timeout=60)
+        executor.pool.greet(ready[0])
+    odd = Host(executor.pool._actor_class.remote())
+    executor.pool.hosts.append(odd)
     assert executor.numerics is not None
     reference = ray.put(("elsewhere:1", executor.numerics | {"canary": "0" * 64}))
-    executor._hellos[reference] = odd
-    executor._greet(reference)
-    assert len(executor.hosts) == 2
-    assert odd not in executor.hosts
+    executor.pool.hellos[reference] = odd
+    executor.pool.greet(reference)
+    assert len(executor.pool.hosts) == 2
+    assert odd not in executor.pool.hosts
     play(plan, executor, 1, tmp_path)
     executor.close()
 
@@ -246,3 +252,140 @@ def test_gangs_in_flight_are_bounded(tmp_path: Path) -> None:
     executor.close()
     assert answered == 40
     assert ahead <= 16
+
+
+@dataclass(frozen=True)
+class Waits(FedAvg):
+    """Each client says who it is at work with, and takes a moment."""
+
+    folder: str = ""
+
+    def local(self, task: Task, x: Tensor) -> Answer:
+        (Path(self.folder) / str(os.getpid())).touch()
+        sleep(0.3)
+        return super().local(task, x)
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_stopped_host_is_killed_and_replaced(hosts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nobody else there its gang is owed again; with another host nobody waits for the kill."""
+    monkeypatch.setattr(schedule, "HUNG_S", 2.0)
+    monkeypatch.setattr(schedule, "HUNG_TIMES", 3.0)
+    at_work = tmp_path / "work"
+    at_work.mkdir()
+    plain = planned(problem(FedAvg(), clients=4), tmp_path)
+    expected, _ = play(plain, InProcess(plain.spec), 2, tmp_path / "plain")
+    plan = planned(problem(Waits(folder=str(at_work)), clients=4), tmp_path)
+    executor = RayExecutor(plan.spec, hosts)
+    while executor.pool.hellos:
+        executor.pool.greet(ray.wait(list(executor.pool.hellos))[0][0])
+    play(plan, executor, 1, tmp_path / "first")  # how long a gang takes is learned
+    stopped = executor.pool.hosts[0]
+    assert stopped.name is not None
+    pid = int(stopped.name.split(":")[1])
+    (at_work / str(pid)).unlink(missing_ok=True)
+
+    def stop() -> None:
+        while not (at_work / str(pid)).exists():
+            sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+
+    stopper = Thread(target=stop, daemon=True)
+    stopper.start()
+    found, outcomes = play(plan, executor, 2, tmp_path / "second")
+    stopper.join(timeout=60)
+    assert torch.equal(found.algorithm.x, expected.algorithm.x)
+    if hosts == 1:
+        assert any(o.startswith("hung") for o in outcomes)
+    else:
+        assert any(o == "superseded" or o.startswith("hung") for o in outcomes)
+        deadline = perf_counter() + 60
+        while stopped in executor.pool.hosts and perf_counter() < deadline:
+            play(plan, executor, 1, tmp_path / "more")
+    assert stopped not in executor.pool.hosts
+    assert len(executor.pool.hosts) == hosts
+    executor.close()
+
+
+def test_a_phase_that_the_store_lost_is_put_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hosts are well and stay."""
+    monkeypatch.setattr("raygrad.onray.executor.SMALL_PHASE", 0)
+    plan = planned(problem(FedGA()), tmp_path)
+    expected, _ = play(plan, InProcess(plan.spec), 2, tmp_path / "here")
+    executor = RayExecutor(plan.spec, 2)
+    gone = _unreachable()
+    put, broken = executor._reference, []
+
+    def reference(number: int) -> object:
+        if number not in executor._references and len(broken) < 2:
+            broken.append(number)
+            executor._references[number] = gone
+        return put(number)
+
+    monkeypatch.setattr(executor, "_reference", reference)
+    before = list(executor.pool.hosts)
+    found, outcomes = play(plan, executor, 2, tmp_path / "there")
+    assert torch.equal(found.algorithm.x, expected.algorithm.x)
+    assert "lost: OwnerDiedError" in outcomes
+    assert executor.pool.hosts == before
+    executor.close()
+
+
+def _unreachable() -> ray.ObjectRef:
+    """A reference to what a dead process put: nobody can fetch it."""
+
+    class Owner:
+        def put(self) -> list[ray.ObjectRef]:
+            return [ray.put(np.zeros(1 << 20))]
+
+    owner = ray.remote(num_cpus=0)(Owner).remote()
+    gone = ray.get(owner.put.remote())[0]
+    ray.kill(owner)
+    fetch = ray.remote(num_cpus=0)(lambda a: len(a))
+    for _ in range(100):
+        try:
+            ray.get(fetch.remote(gone))
+        except ObjectLostError:
+            return gone
+        sleep(0.1)
+    raise AssertionError("it can still be fetched")
+
+
+def test_a_gang_that_is_lost_for_good_is_said_to_be(tmp_path: Path) -> None:
+    """The others are answered all the same, and hosts are there for the next phase."""
+    plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
+    examples = plan.shards.examples
+    algorithm = replace(plan.experiment.algorithm, victim=float(examples[0]))  # pyright: ignore[reportArgumentType]
+    executor = RayExecutor(plan.spec, 2)
+    parts = [np.flatnonzero(examples == examples[0]), np.flatnonzero(examples != examples[0])]
+    gangs = [Gang(i, 0, clients, np.ones(len(clients))) for i, clients in enumerate(parts)]
+    for round, work, lost in ((1, algorithm.gradient, True), (2, FedAvg().local, False)):
+        phase = Phase(("test", round), 0, work, {"x": plan.x.numpy()}, {}, (), "train", 1.0, None, True)
+        done = list(executor.run(phase, iter(gangs)))
+        assert sorted(d.gang for d in done if d.reply is not None) == ([1] if lost else [0, 1])
+        if lost:
+            last = [d for d in done if d.gang == 0][-1]
+            assert (last.operation.attempt, last.operation.outcome) == (3, "lost for good: ActorDiedError")
+    executor.close()
+
+
+def test_a_phase_that_is_left_early_costs_the_next_one_nothing_but_time(tmp_path: Path) -> None:
+    """Answers of the first are dropped: they are not mistaken for those of the second."""
+    plan = planned(problem(FedAvg()), tmp_path)
+    executor = RayExecutor(plan.spec, 2)
+    gangs = cut(np.arange(len(plan.population)), plan.population.weights, 1)
+    replies = []
+    for conversation, factor in ((("test", 1), 1.0), (("test", 2), 0.5), (("test", 2), 0.5)):
+        phase = Phase(conversation, 0, FedAvg().local, {"x": plan.x.numpy()}, {}, (), "train", factor, None, True)
+        done = executor.run(phase, iter(gangs))
+        if factor == 1.0:
+            next(done)
+            done.close()  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            replies.append({d.gang: d.reply.totals["delta"] for d in done if d.reply is not None})
+    here = InProcess(plan.spec)
+    expected = {d.gang: d.reply.totals["delta"] for d in here.run(phase, gangs) if d.reply is not None}
+    for found in replies:
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[i], expected[i]) for i in expected)
+    executor.close()
