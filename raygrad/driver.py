@@ -427,13 +427,14 @@ class Driver:
         Halves of the gang are run; their answers are thrown away.
         """
         suspects = gang.working
-        last = next((o.outcome for o in reversed(operations) if o.gang == gang.index), "lost")
+        lost = [o.outcome for o in operations if o.gang == gang.index and o.outcome.startswith(("lost", "hung"))]
+        why = f"{len(lost)} times, the last: {lost[-1]}" if lost else "without a word"
         shown = ", ".join(map(str, suspects.tolist()[:8])) + ("…" if len(suspects) > 8 else "")
         where = f"gang {gang.index} (clients {shown}) of round {phase.round}"
         if self.failures.killer == "stop":
             raise Stopped(
-                f"{where} has no answer: {last}; resume, or look for the client that kills its hosts and go on without "
-                "it: failures.killer=skip"
+                f"{where} was lost {why}; resume, or look for the client that kills its hosts and go on without it: "
+                "failures.killer=skip"
             )
         index = -1  # no gang of the cohort's: nothing that is kept for those is touched
         while len(suspects) > 1:
@@ -441,7 +442,7 @@ class Driver:
             suspects = half if self._kills(phase, gang, half, index, operations) else suspects[len(half) :]
             index -= 1
         if not self._kills(phase, gang, suspects, index, operations):
-            raise Stopped(f"{where} was lost, but no client of it kills a host alone ({last}); resume")
+            raise Stopped(f"{where} was lost {why}; but no client of it kills a host alone; resume")
         return Failure("killer", f"{where}: client {suspects[0]} kills its hosts", int(suspects[0]))
 
     def _kills(self, phase: Phase, gang: Gang, some: np.ndarray, index: int, operations: list[Operation]) -> bool:

@@ -137,14 +137,15 @@ class RayExecutor:
             self._left_s = perf_counter()
 
     def _begin(self, phase: Phase) -> None:
-        if phase.number == 0:
-            self._phases, self._references = [], {}
-        self._phases.append(phase)
+        fresh = not self._phases or self._phases[0].conversation != phase.conversation
+        kept = 0 if fresh else phase.number  # a phase may come again, for gangs that a client had to leave
+        self._phases = [*self._phases[:kept], phase]
+        self._references = {number: ref for number, ref in self._references.items() if number < kept}
         if self._joined:
             _ship_by_value(phase.work.__module__)
         self._news, self._unanswered = [], 0
         self._away_s += perf_counter() - self._left_s
-        self._schedule.begin(phase.number, f"{phase.work.__qualname__} on {phase.part}")
+        self._schedule.begin(kept, f"{phase.work.__qualname__} on {phase.part}", fresh)
 
     def _told(self) -> Iterator[Done]:
         news, self._news = self._news, []

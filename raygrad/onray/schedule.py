@@ -97,11 +97,11 @@ class Schedule:
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    def begin(self, number: int, work: str) -> None:
-        """Phase `number` of its conversation begins."""
-        if number == 0:
-            self.works, self._owners = [], {}
-        self.works.append(work)
+    def begin(self, number: int, work: str, fresh: bool) -> None:
+        """Phase `number` of its conversation begins, perhaps again; `fresh`: it is another conversation."""
+        if fresh:
+            self._owners = {}
+        self.works = [*self.works[:number], work]
 
     def place(self, job: Job, host: Host, now: float, probe: bool = False) -> Call:
         """The call that gives `job` to `host`."""

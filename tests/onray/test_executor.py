@@ -136,10 +136,10 @@ def test_a_host_that_dies_at_work(phase: str, tmp_path: Path) -> None:
 
 def test_a_gang_that_is_lost_three_times_stops_the_run(tmp_path: Path) -> None:
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
-    victim = float(plan.shards.examples[int(drawn(plan, 1))])
+    victim = float(plan.shards.examples[drawn(plan, 1)])
     plan = planned(problem(replace(plan.experiment.algorithm, victim=victim)), tmp_path)  # pyright: ignore[reportArgumentType]
     executor = RayExecutor(plan.spec, 2)
-    with pytest.raises(Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost on 3 hosts in a row"):
+    with pytest.raises(Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost 3 times, the last: lost for good: ActorDied"):
         play(plan, executor, 1, tmp_path)
     executor.close()
 

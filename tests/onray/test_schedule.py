@@ -18,7 +18,7 @@ def schedule(hosts: int, jobs: int, learned: dict[int, float] | None = None, num
     s = Schedule()
     s.hosts = [Host(None, f"h{i}") for i in range(hosts)]
     for k in range(number + 1):
-        s.begin(k, f"phase{k}")
+        s.begin(k, f"phase{k}", k == 0)
     for _ in range(5):
         for i, seconds in (learned or {}).items():
             for work in s.works:
@@ -136,7 +136,7 @@ def test_a_gang_whose_scratch_lies_on_a_busy_host_moves_if_that_is_sooner() -> N
     calls = submit(s, 0.0)
     answer(s, calls[1], 1.0)
     calls[0].wanted = False  # it was answered elsewhere, and the host is still busy
-    s.begin(1, "phase1")
+    s.begin(1, "phase1", False)
     owner, other = calls[0].host, calls[1].host
     s._owners = {0: other, 1: owner}
     for host in s.hosts:
