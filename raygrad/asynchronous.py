@@ -26,7 +26,7 @@ from raygrad.gang import BUFFERS, Gang, Phase, cut, parted
 from raygrad.rng import Purpose, uniforms
 from raygrad.samplers import Cyclic
 from raygrad.stragglers import Buffered
-from raygrad.talk import ANSWERED, LEFT, STALE, Fates, Flight, Played, ServerState, Talk
+from raygrad.talk import ABSENT, ANSWERED, LEFT, STALE, Fates, Flight, Played, ServerState, Talk
 
 if TYPE_CHECKING:
     from raygrad.driver import Driver
@@ -214,6 +214,9 @@ def play(driver: "Driver", state: ServerState, index: int, policy: Buffered) -> 
     clients, outcome = ended.clients, ended.outcome
     staleness = index - ended.begun
     weights = ended.weights * policy.weight(staleness)
+    for version in np.unique(ended.begun).tolist() if driver.faults else ():
+        mine = ended.begun == version
+        outcome[mine & driver.absent(clients, version, 0) & (outcome == ANSWERED)] = ABSENT
     counts = outcome == ANSWERED
     driver.check_quorum(int(counts.sum()), len(clients), index)
     runs: list[tuple[Phase, list[Gang]]] = []

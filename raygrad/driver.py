@@ -18,11 +18,13 @@ from raygrad.contract import Algorithm, Ask, Change, Cohort, Learns, Pool, Popul
 from raygrad.costs import Cost, rehearse
 from raygrad.devices.base import Address, Devices, Finish, Load
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
+from raygrad.faults import Fault, at_clients
 from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Phase, TreeSum, cut, finite, parted, without
 from raygrad.local import Local
 from raygrad.rng import Purpose, uniforms
 from raygrad.stragglers import Buffered, Closing, Policy
 from raygrad.talk import (
+    ABSENT,
     ANSWERED,
     DAMAGED,
     KILLER,
@@ -84,6 +86,7 @@ class Driver:
     policy: Policy
     devices: Devices
     failures: Failures
+    faults: tuple[Fault, ...] = ()  # who is absent, as planned
     _costs: dict[Any, Cost] = field(default_factory=dict)
 
     def play(self, state: ServerState, index: int) -> Played:
@@ -245,13 +248,16 @@ class Driver:
             if cost.steps:
                 steps[members] = closing.steps
             inside[gone] = False
-        steps[~inside] = 0
+        if self.faults and ask.charged:
+            missing = self.absent(talk.cohort.clients, address[1], number) & inside
+            outcome[missing], inside[missing] = ABSENT, False
         phase = self.phase(ask, address, number, talk.buffers, lr_factor, limited)
         now = parted(gangs, talk.inside, inside)
         found = self.collect([(phase, now)])
         for client, why in found.failed.items():
             position = int(np.flatnonzero(talk.cohort.clients == client)[0])
             outcome[position], inside[position] = why, False
+        steps[~inside] = 0
         answered = int(inside.sum())
         if ask.charged:
             self.check_quorum(answered, len(talk.cohort), address[1])
@@ -298,6 +304,11 @@ class Driver:
         """What the algorithm is told."""
         totals = {n: t for n, t in found.totals.items() if n != BUFFERS}
         return Replies(cohort, totals, found.scalars, found.rows, self.dtype)
+
+    def absent(self, clients: np.ndarray, round: int, phase: int) -> np.ndarray:
+        """Which of the clients [m] are planned to be absent: [m] bool."""
+        planned = at_clients(self.faults, round, phase)
+        return np.isin(clients, [client for client, what in planned.items() if what == "absent"])
 
     def check_quorum(self, answered: int, asked: int, round: int) -> None:
         """Raises BelowQuorum if too few have answered; with a quorum of 0 that is never so."""

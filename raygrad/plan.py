@@ -63,7 +63,7 @@ class Plan:
         return Driver(
             e.algorithm, e.sampler, self.population, executor, states, e.seed, e.gangs.size, self.x.dtype,
             e.schedule.factor, e.local, ("loss", *(m.rsplit(":", 1)[-1] for m in e.metrics)), e.stragglers, e.devices,
-            e.failures,
+            e.failures, self.spec.faults,
         )  # fmt: skip
 
     def start(self) -> ServerState:

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     CANARY = 11
     DEVICES = 12
     TIES = 13
+    FAULTS = 14
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

@@ -24,6 +24,7 @@ from raygrad.contract import Cohort, Population
 from raygrad.driver import Driver, Executor
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.faults import Fault
 from raygrad.interrupts import Interrupts
 from raygrad.memory import keep_memory
 from raygrad.packing import pack_server, unpack_server
@@ -31,7 +32,19 @@ from raygrad.plan import Plan, describe, make_plan
 from raygrad.runner import check_device
 from raygrad.runs import LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
-from raygrad.talk import ANSWERED, DAMAGED, KILLER, LATE, LEFT, REJECTED, STALE, UNAVAILABLE, Played, ServerState
+from raygrad.talk import (
+    ABSENT,
+    ANSWERED,
+    DAMAGED,
+    KILLER,
+    LATE,
+    LEFT,
+    REJECTED,
+    STALE,
+    UNAVAILABLE,
+    Played,
+    ServerState,
+)
 
 if TYPE_CHECKING:
     from raygrad.onray.start import EarlyStart
@@ -201,8 +214,24 @@ def _partition_rows(plan: Plan) -> dict[str, Any]:
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
+class Injector(Protocol):
+    """Lets planned faults happen to a run."""
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Those at clients."""
+        ...
+
+    def wrap(self, executor: Executor, folder: Path) -> Executor:
+        """The executor with those that cost time."""
+        ...
+
+
 def play(
-    run: LoadedRun, say: _Progress = lambda line: None, early: "EarlyStart | None" = None
+    run: LoadedRun,
+    say: _Progress = lambda line: None,
+    early: "EarlyStart | None" = None,
+    injector: Injector | None = None,
 ) -> Generator[Round, None, None]:
     """The rounds that `run` still lacks, each saved before it is given out; the test evaluation follows the last.
 
@@ -224,7 +253,9 @@ def play(
             raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
         if plan.experiment.rounds != record["experiment"]["rounds"]:
             _write_experiment(run.folder, run.name, plan.experiment)
-        yield from _Player(run, plan, found, stack, say, early).rounds()
+        if injector is not None:
+            plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))
+        yield from _Player(run, plan, found, stack, say, early, injector).rounds()
 
 
 class _Player:
@@ -232,9 +263,9 @@ class _Player:
 
     def __init__(
         self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress,
-        early: "EarlyStart | None" = None,
+        early: "EarlyStart | None" = None, injector: Injector | None = None,
     ) -> None:  # fmt: skip
-        self._early = early
+        self._early, self._injector = early, injector
         self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
         self._folder, self._began = run.folder, perf_counter()
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
@@ -263,7 +294,9 @@ class _Player:
         executor = self._stack.enter_context(
             open_executor(self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early)
         )
-        e = self._experiment
+        e, injector = self._experiment, self._injector
+        if injector is not None:
+            executor = injector.wrap(executor, self._folder)
         driver = self._plan.driver(executor, self._store)
         driver = replace(driver, population=replace(driver.population, present=self._state.present))
         for name in (*tables.BIT_STABLE, "operations", "seconds"):
@@ -482,8 +515,8 @@ def _same_clients(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 def counts(outcome: np.ndarray) -> dict[str, int]:
     """How many clients [m] had each outcome, by column of the table of rounds."""
     columns = {
-        "answered": (ANSWERED,), "late": (LATE, STALE), "left": (LEFT, UNAVAILABLE), "failed": (DAMAGED, KILLER),
-        "rejected": (REJECTED,),
+        "answered": (ANSWERED,), "late": (LATE, STALE), "left": (LEFT, UNAVAILABLE),
+        "failed": (DAMAGED, KILLER, ABSENT), "rejected": (REJECTED,),
     }  # fmt: skip
     return {f"clients_{name}": int(np.isin(outcome, which).sum()) for name, which in columns.items()}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from raygrad.contract import Answer, parameters
 from raygrad.data.shards import Shards
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput, DamagedShard
+from raygrad.faults import Fault, HostLost, at_clients
 from raygrad.flat import FlatModel, Loss, initial_module
 from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Part, Phase, finite
 from raygrad.local import Local
@@ -55,6 +56,7 @@ class HostSpec:
     dtype: str
     mode: Mode
     device: str = "cpu"
+    faults: tuple[Fault, ...] = ()  # injected, at clients
 
 
 class GangRunner:
@@ -154,6 +156,8 @@ class GangRunner:
         names = parameters(phase.work)
         part = gang.parts[phase.number]
         some = _Members.of(gang, part)
+        if self.spec.faults and (failure := self._injected(phase, some.clients.tolist())):
+            return GangReply({}, {}, {}, {}, failure=failure)
         scratch = self._scratch.setdefault(gang.index, {})
         down = {n: t for n, t in self._down(phase).items() if n in names}
         rows: dict[str, Rows] = {
@@ -182,6 +186,24 @@ class GangRunner:
             )
         scratch.update({n: (t, part.mask) for n, t in collected.scratch.items()})
         return collected.reply()
+
+    def _injected(self, phase: Phase, clients: list[int]) -> Failure | None:
+        """The first of the planned faults at these clients happens."""
+        if not phase.keep_buffers:  # it only measures
+            return None
+        planned = at_clients(self.spec.faults, phase.round, phase.number)
+        for client in clients:
+            if planned.get(client) == "killer":
+                self.die()
+            elif planned.get(client) == "data":
+                raise DamagedShard(f"the shard of client {client} is damaged (injected)", client)
+            elif planned.get(client) == "nan":
+                return Failure("nan", "an update (injected)", client)
+        return None
+
+    def die(self) -> NoReturn:
+        """What a planned fault does to this host."""
+        raise HostLost
 
     def _down(self, phase: Phase) -> dict[str, Tensor]:
         key = (phase.conversation, phase.number)

@@ -12,8 +12,8 @@ from raygrad.errors import BadInput
 from raygrad.gang import Arrays, GangReply
 
 ANSWERED, LATE, LEFT, UNAVAILABLE = "answered", "late", "left", "unavailable"
-STALE, REJECTED, DAMAGED, KILLER = "stale", "rejected", "damaged", "killer"
-OUTCOMES = (ANSWERED, LATE, LEFT, UNAVAILABLE, STALE, REJECTED, DAMAGED, KILLER)
+STALE, REJECTED, DAMAGED, KILLER, ABSENT = "stale", "rejected", "damaged", "killer", "absent"
+OUTCOMES = (ANSWERED, LATE, LEFT, UNAVAILABLE, STALE, REJECTED, DAMAGED, KILLER, ABSENT)
 """What may become of a client that was asked."""
 
 

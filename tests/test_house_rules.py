@@ -54,6 +54,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.local": (BASE | {"raygrad.contract"}, {"torch"}),
     "raygrad.samplers": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
     "raygrad.stragglers": (BASE | {"raygrad.devices.base"}, {"numpy"}),
+    "raygrad.faults": (BASE, {"numpy"}),
+    "raygrad.talk": (BASE | {"raygrad.contract", "raygrad.gang"}, {"numpy", "torch"}),
     "raygrad.membership": (BASE, {"numpy"}),
     "raygrad.costs": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.schedules": (BASE, set()),
@@ -69,7 +71,21 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.alignment": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.gang": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
     "raygrad.driver": (
-        BASE | {f"raygrad.{name}" for name in ("contract", "costs", "devices.base", "gang", "local", "stragglers")},
+        BASE
+        | {
+            f"raygrad.{name}"
+            for name in (
+                "asynchronous",
+                "contract",
+                "costs",
+                "devices.base",
+                "faults",
+                "gang",
+                "local",
+                "stragglers",
+                "talk",
+            )
+        },
         {"numpy", "torch"},
     ),
 }

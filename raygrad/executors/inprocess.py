@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 
+from raygrad.faults import HostLost
 from raygrad.gang import Gang, Phase
 from raygrad.runner import GangRunner, HostSpec, difference, numerics, refused
 from raygrad.talk import Done, Operation
+
+ATTEMPTS = 3
+"""On so many hosts a gang is lost before it is given up."""
 
 
 @contextmanager
@@ -28,6 +33,7 @@ class InProcess:
     def __init__(self, spec: HostSpec, recorded: Mapping[str, str] | None = None, strict: bool = True) -> None:
         self.phases: list[Phase] = []
         self.odd_hosts: dict[str, str] = {}
+        self._spec = spec
         with one_thread():
             self.runner = GangRunner(spec)
             self.numerics = numerics(spec, self.runner.canary())
@@ -41,11 +47,24 @@ class InProcess:
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         self.phases = [*self.phases[: phase.number], phase]
         for gang in gangs:
-            started = perf_counter()
-            with one_thread():
-                reply = self.runner.run(phase, gang, lambda: self.phases[:-1])
-            wall = perf_counter() - started
-            yield Done(gang.index, reply, Operation(gang.index, "local", 1, len(gang.working), started, wall, 0, 0))
+            for attempt in range(1, ATTEMPTS + 1):
+                started = perf_counter()
+                operation = Operation(gang.index, "local", attempt, len(gang.working), started, 0.0, 0, 0)
+                try:
+                    with one_thread():
+                        reply = self.runner.run(phase, gang, lambda: self.phases[:-1])
+                except HostLost:
+                    self.lose_host()
+                    outcome = "lost for good: injected" if attempt == ATTEMPTS else "lost: injected"
+                    yield Done(gang.index, None, replace(operation, outcome=outcome))
+                    continue
+                yield Done(gang.index, reply, replace(operation, wall_s=perf_counter() - started))
+                break
+
+    def lose_host(self) -> None:
+        """Forget everything that a host that dies would lose: a planned fault."""
+        with one_thread():
+            self.runner = GangRunner(self._spec)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -92,6 +92,12 @@ class RayExecutor:
         """Hosts that compute other bits and were admitted, and in what they differ."""
         return self.pool.odd_hosts
 
+    def lose_host(self) -> None:
+        """A host dies, one at work if there is one: a planned fault."""
+        ready = self.pool.ready
+        if ready:
+            ray.kill(max(ready, key=lambda h: len(h.calls)).actor)
+
     def close(self) -> None:
         """End the host actors."""
         self.pool.close()

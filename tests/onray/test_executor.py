@@ -139,7 +139,9 @@ def test_a_gang_that_is_lost_three_times_stops_the_run(tmp_path: Path) -> None:
     victim = float(plan.shards.examples[drawn(plan, 1)])
     plan = planned(problem(replace(plan.experiment.algorithm, victim=victim)), tmp_path)  # pyright: ignore[reportArgumentType]
     executor = RayExecutor(plan.spec, 2)
-    with pytest.raises(Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost 3 times, the last: lost for good: ActorDied"):
+    with pytest.raises(
+        Stopped, match=r"gang \d+ \(clients .*\) of round 1 was lost 3 times, the last: lost for good: ActorDied"
+    ):
         play(plan, executor, 1, tmp_path)
     executor.close()
 

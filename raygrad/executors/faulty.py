@@ -1,0 +1,49 @@
+"""Lets the faults of a plan happen to hosts, the driver and the storage, around any executor."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, runtime_checkable
+
+from raygrad.driver import Executor
+from raygrad.faults import Fault
+from raygrad.gang import Gang, Phase
+from raygrad.talk import Done
+
+
+@runtime_checkable
+class Hosts(Executor, Protocol):
+    """An executor one of whose hosts can be made to die."""
+
+    def lose_host(self) -> None:
+        """A host that is at work, or any, dies. What it owed must be done elsewhere."""
+        ...
+
+
+class DriverKilled(BaseException):
+    """Stands for kill -9: nothing may be saved on the way out."""
+
+
+class Faulty:
+    """An executor to which the faults of `plan` happen that cost time; each is taken out of it then.
+
+    `kill` and `fill` are what happens to the driver and to the storage.
+    """
+
+    def __init__(self, inner: Hosts, plan: list[Fault], kill: Callable[[], None], fill: Callable[[], None]) -> None:
+        self._inner, self._plan = inner, plan
+        self._strike = {"host": inner.lose_host, "driver": kill, "storage": fill}
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        """See `Executor.run`."""
+        here = (phase.round, phase.number) if phase.conversation[0] in ("round", "begun") else None
+        answered = 0
+        self._happen(here, 0)
+        for done in self._inner.run(phase, gangs):
+            yield done
+            answered += done.reply is not None
+            self._happen(here, answered)
+
+    def _happen(self, here: tuple[int, int] | None, answered: int) -> None:
+        for fault in [f for f in self._plan if (f.round, f.phase) == here and f.gang <= answered]:
+            if fault.what in self._strike:
+                self._plan.remove(fault)
+                self._strike[fault.what]()
