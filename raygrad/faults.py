@@ -34,7 +34,7 @@ class Fault:
     gang: int = 0
 
     def __str__(self) -> str:
-        where = f"client {self.client}" if self.client is not None else f"{self.gang} gangs"
+        where = f"client {self.client}" if self.client is not None else f"{self.gang} gangs answered"
         return f"{self.what} at {where} in round {self.round}, phase {self.phase}"
 
 

@@ -5,13 +5,14 @@ schedules the caller may change the population between rounds: `Round.retire` an
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from raygrad.errors import BadInput
 
 
+@runtime_checkable
 class Membership(Protocol):
     """A schedule of the population."""
 

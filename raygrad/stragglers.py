@@ -7,7 +7,7 @@ that will count is done. Real slow hosts never decide who counts.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, isfinite
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Closing:
     steps: np.ndarray  # [m] int64
 
 
+@runtime_checkable
 class Policy(Protocol):
     """How slow clients are dealt with."""
 

@@ -16,10 +16,13 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.contract import Algorithm, Sampler
 from raygrad.data.datasets import Dataset
 from raygrad.data.partition import Partitioner
+from raygrad.devices import Devices
 from raygrad.errors import BadInput
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.membership import Membership
 from raygrad.naming import unknown
 from raygrad.recipes import RECIPES
+from raygrad.stragglers import Policy
 
 Given = Mapping[str, str | int | float | Path | None]
 """Options by field name; None where the user gave none."""
@@ -160,7 +163,10 @@ def _line(path: Path, error: BaseException) -> str:
 
 def _check_parts(experiment: Experiment) -> None:
     """A user's own class must be what its place asks for."""
-    parts = (("algorithm", Algorithm), ("sampler", Sampler), ("data", Dataset), ("partition", Partitioner))
+    parts = (
+        ("algorithm", Algorithm), ("sampler", Sampler), ("data", Dataset), ("partition", Partitioner),
+        ("devices", Devices), ("stragglers", Policy), ("membership", Membership),
+    )  # fmt: skip
     for field, protocol in parts:
         part = getattr(experiment, field)
         if not isinstance(part, protocol):

@@ -36,6 +36,12 @@ def line(text: str) -> None:
     print(text)
 
 
+def verdict(ok: bool, name: str, detail: str) -> None:
+    """A check and how it went."""
+    mark = Text("ok    ", style="green") if ok else Text("FAILED", style="bold red")
+    Console(highlight=False).print(Text.assemble(mark, "  ", f"{name}  ", (detail, "dim")), soft_wrap=True)
+
+
 def pairs(rows: Iterable[tuple[str, str]]) -> None:
     """Labels and values, one below the other."""
     rows = list(rows)
