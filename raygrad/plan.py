@@ -157,15 +157,12 @@ def check_cohort(experiment: Experiment, clients: int) -> None:
     """Refuse samplers and policies that ask for what cannot be with so many clients."""
     policy, cohort = experiment.stragglers, experiment.sampler.cohort
     asked = policy.asks(cohort)
-    for what, count in (
-        ("sampler.cohort", cohort if asked == cohort else 1),
-        ("sampler.candidates", getattr(experiment.sampler, "candidates", 1)),
-        (f"stragglers asks {asked} clients per round; that", asked),
-    ):
-        if count > clients:
-            raise BadInput(
-                f"{what} is {count}, but there are only {clients} clients; ask for at most {clients} per round"
-            )
+    candidates = getattr(experiment.sampler, "candidates", 0)
+    if asked > clients:
+        who = "sampler.cohort is" if asked == cohort else f"stragglers={config.kind_of(policy, POLICIES)} asks"
+        raise BadInput(f"{who} {asked}, but there are only {clients} clients; ask for at most {clients} per round")
+    if candidates > clients:
+        raise BadInput(f"sampler.candidates is {candidates}, but there are only {clients} clients")
     policy.check(cohort)
     if experiment.failures.quorum > asked:
         raise BadInput(
@@ -271,7 +268,8 @@ def choose_gangs(
 ) -> tuple[Gangs, tuple[str, ...]]:
     """The gangs' mode and size: a fixed rule of model, K, B, cohort and device type, never a measurement."""
     local, asked = experiment.local, experiment.gangs
-    cohort = experiment.stragglers.asks(experiment.sampler.cohort)
+    policy = experiment.stragglers
+    cohort = policy.report_goal if isinstance(policy, Buffered) else policy.asks(experiment.sampler.cohort)
     mode, notes = asked.mode, ()
     largest = int(examples.max())
     batch = largest if local.batch_size == "full" else local.batch_size

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from raygrad.data.partition import Natural
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Checkpoints, Evaluation, Experiment, Gangs, Probe, Where
+from raygrad.faults import COSTS_TIME, REMOVES_CLIENT, Fault
 from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.models import MLP
@@ -33,6 +35,7 @@ from raygrad.runs import load
 from raygrad.samplers import Uniform
 from raygrad.states import StateStore
 from raygrad.talk import Done, ServerState
+from raygrad.verify_faults import disturbed, small, trial
 
 ROUNDS, CLIENTS, COHORT = 4, 6, 4
 
@@ -106,6 +109,7 @@ class _Suite:
             yield _check(f"keeps {dtype}", lambda dtype=dtype: self._dtype(dtype))
         yield _check("survives the loss of every host between phases", self._forgetful)
         yield _check("resume equals never having stopped", self._resume)
+        yield _check("survives any single fault", self._faults)
         if on_ray:
             for hosts in (1, 2, 3):
                 where = Where(on="ray", hosts=hosts)
@@ -136,6 +140,18 @@ class _Suite:
     def _forgetful(self) -> Finding:
         kept, lost = self._states(self._experiment)[-1], self._states(self._experiment, Forgetful)[-1]
         return _equal(kept, lost), "scratch is computed again, same bits"
+
+    def _faults(self) -> Finding:
+        """One fault of each kind, in the last phase of round 2."""
+        e = small(self._experiment, 3)
+        root, where = self._folder / "faults", Where(on="local", shard_root=str(self._folder / "shards"))
+        whole, _ = disturbed(e, where, root, "undisturbed", ())
+        client = whole.table("clients").filter(pc.field("round") == 2)["client"][0].as_py()
+        phase = int(whole.table("operations")["phase"].to_numpy().max())
+        faults = [*(Fault(w, 2, phase) for w in COSTS_TIME), *(Fault(w, 2, phase, client) for w in REMOVES_CLIENT)]
+        found = [trial(e, where, root, i, (fault,), whole) for i, fault in enumerate(faults)]
+        bad = [f"{t.plan[0]}: {t.detail}" for t in found if not t.ok]
+        return not bad, "; ".join(bad) or f"{', '.join(f.what for f in faults)}: the bits they must leave"
 
     def _plan(self, e: Experiment) -> Plan:
         return make_plan(e, Where(on="local"), self._folder / "shards")

@@ -28,6 +28,7 @@ from raygrad.verify import problem
 
 # Communications per round, and how many vectors of the model's size go down and up per client.
 CHARGES = {
+    "fedasync": (1, 1, 1),
     "fedavg": (1, 1, 1),
     "fedprox": (1, 1, 1),
     "fedga": (2, 2, 2),

@@ -15,7 +15,7 @@ from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
-from raygrad.devices import Address, Constant, Exponential, Finish, Load, LogNormal
+from raygrad.devices import Address, Constant, Exponential, Finish, Load, LogNormal, Trace
 from raygrad.driver import Driver
 from raygrad.errors import BadInput, BelowQuorum
 from raygrad.executors.inprocess import InProcess
@@ -354,9 +354,9 @@ def test_fedasync_mixes_models(tmp_path: Path) -> None:
         ({"algorithm": FedGA()}, "FedGA asks its clients more than once per round"),
         ({"sampler": PowerOfChoice(4, 8)}, "PowerOfChoice asks clients before it draws"),
         ({"sampler": Cyclic(4)}, "Cyclic goes by rounds"),
-        ({"stragglers": Buffered(3, 13)}, "stragglers asks 13 clients per round; that is 13, but there are only 12"),
+        ({"stragglers": Buffered(3, 13)}, "stragglers=buffered asks 13, but there are only 12 clients"),
         ({"stragglers": Deadline(1.0, report_goal=7)}, "report_goal is 7, but only 6 clients are asked per round"),
-        ({"stragglers": OverSelect(2.5)}, "stragglers asks 15 clients per round"),
+        ({"stragglers": OverSelect(2.5)}, "stragglers=over-select asks 15, but there are only 12"),
         ({"devices": problem(FedAvg()).devices}, "stragglers=buffered goes by the modelled clock, but devices is none"),
         ({"failures": Failures(quorum=9), "stragglers": WaitForAll()}, "failures.quorum is 9, but only 6 clients"),
         ({"sampler": PowerOfChoice(4, 20), "stragglers": WaitForAll()}, "sampler.candidates is 20, but there are only"),
@@ -490,3 +490,31 @@ def test_steps_of_epochs(tmp_path: Path) -> None:
     counts = planned(e, tmp_path).population.examples[played.talk.cohort.clients]
     assert played.talk.fates.steps.tolist() == [-(-n // 4) for n in counts.tolist()]
     assert played.talk.fates.seconds == pytest.approx(4 * played.talk.fates.steps / 100)
+
+
+# --- traces ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_follows_its_trace(tmp_path: Path) -> None:
+    """Clients sleep when the trace says so; another file under the same name is another experiment."""
+    path = tmp_path / "trace.csv"
+    rows = ["client,time,available,speed"]
+    rows += (
+        [f"{c},0,1,{1 + c}" for c in range(12)] + [f"{c},1,0," for c in range(6)] + [f"{c},1000,1," for c in range(6)]
+    )
+    path.write_text("\n".join(rows))
+    trace = Trace(str(path), examples_per_s=24.0)
+    e = experiment(FedAvg(), devices=trace, sampler=Available(12), rounds=4)
+    found = list(rounds(e, Where(on="local"), run_root=tmp_path / "runs", name="a"))
+    # 12 examples at 24 a second: half a second for the slowest; after the second 1 half of the clients are gone.
+    assert [r.virtual_s for r in found] == pytest.approx([0.5, 1.0, 1.0 + 0.5 / 7, 1.0 + 1.0 / 7])
+    assert [len(r.clients) for r in found] == [12, 12, 6, 6]
+    run = load("a", tmp_path / "runs")
+    moved = replace(e, devices=Trace(str(path.rename(tmp_path / "b.csv")), examples_per_s=24.0))
+    assert moved.pinned().hash == run.experiment.hash != e.hash
+    (tmp_path / "trace.csv").write_text("\n".join([*rows[:-1], "5,2000,1,"]))
+    with pytest.raises(BadInput, match="trace.csv"):
+        list(play(extend(run, 6)))
+    short = experiment(FedAvg(), clients=13, devices=replace(trace, path=str(tmp_path / "b.csv")))
+    with pytest.raises(BadInput, match=r"lacks 1 of 13 clients, the first is 12"):
+        planned(short, tmp_path)

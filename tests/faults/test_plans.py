@@ -10,6 +10,7 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
+from raygrad.data.shards import Shards
 from raygrad.devices import Exponential, LogNormal
 from raygrad.errors import BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Experiment, Gangs, Where
@@ -175,3 +176,30 @@ def test_fedga_asks_only_those_that_answered(tmp_path: Path) -> None:
     run = plays(e, tmp_path, Fault("nan", 1, 0, client))
     work = [(o["phase"], o["clients"]) for o in run.table("operations").to_pylist() if o["work"] == "local"]
     assert sum(n for _, n in work) == 4
+
+
+def test_a_shard_that_is_really_damaged(tmp_path: Path) -> None:
+    """Bytes of one client's examples change on disk: it is named, and leaves its rounds or the run stops."""
+    e = small(experiment("fedavg", 0), 3)
+    whole = plays(e, tmp_path)
+    client = next(c for r, c in outcomes(whole) if r == 2)
+    run = create(e, LOCAL, run_root=tmp_path, name="damaged")
+    (file,) = tmp_path.glob(".shards/**/train.arrow")
+    x, _ = Shards.open(file.parent).read("train", client)
+    data = bytearray(file.read_bytes())
+    at = data.index(x.tobytes())
+    data[at + 3] ^= 1
+    file.write_bytes(data)
+    for _ in play(run):
+        pass
+    asked = [r for r, c in outcomes(whole) if c == client]
+    assert {k for k, v in outcomes(load(run.folder)).items() if v == "damaged"} == {(r, client) for r in asked}
+    stops = create(replace(e, failures=Failures()), LOCAL, run_root=tmp_path, name="stops")
+    with pytest.raises(Stopped, match=rf"train.arrow: the shard of client {client} is damaged .its checksum"):
+        for _ in play(stops):
+            pass
+    data[at + 3] ^= 1
+    file.write_bytes(data)
+    for _ in play(stops):
+        pass
+    assert load(stops.folder).digest() == plays(replace(e, failures=Failures()), tmp_path).digest()
