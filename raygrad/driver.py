@@ -22,7 +22,7 @@ from raygrad.faults import Fault, at_clients
 from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Phase, TreeSum, cut, finite, parted, without
 from raygrad.local import Local
 from raygrad.rng import Purpose, uniforms
-from raygrad.stragglers import Buffered, Closing, Policy
+from raygrad.stragglers import Buffered, Policy
 from raygrad.talk import (
     ABSENT,
     ANSWERED,
@@ -43,7 +43,10 @@ from raygrad.talk import (
 
 
 class States(Protocol):
-    """Where clients' states live between rounds."""
+    """Where clients' states live between rounds; `template` is what each has before its first."""
+
+    @property
+    def template(self) -> Arrays: ...
 
     def get(self, clients: np.ndarray) -> Arrays: ...
 
@@ -102,7 +105,7 @@ class Driver:
         before: Talk | None = None
         if isinstance(drawn, Generator):
             before = self.converse(drawn, ("sample", index), None, state.buffers, factor, state.clock_s)
-            drawn = before.result
+            drawn = before.answered if before.result is None else before.result
         clock = state.clock_s + (before.seconds if before else 0.0)
         conversation = self.algorithm.round(state.algorithm, drawn)
         talk = self.converse(
@@ -180,114 +183,17 @@ class Driver:
         ask = next(conversation)
         if cohort is not None:
             _same(ask, cohort)
-        cohort, m = ask.cohort, len(ask.cohort)
-        shares = self.population.weights[cohort.clients] if ask.part != "test" else cohort.weights
-        gangs = cut(cohort.clients, cohort.weights, shares, self.gang_size)
-        fates = Fates(
-            cohort.clients, cohort.weights, np.full(m, ANSWERED, object), np.zeros(m), np.zeros(m, np.int64),
-            np.zeros(m, np.int64), np.full(m, np.nan),
-        )  # fmt: skip
-        talk = Talk(None, cohort, np.ones(m, np.bool_), fates, phases=first, buffers=buffers, asked=m)
-        number, sent, scratch = 0, [], {}
+        going = _Conversation(self, ask, address, buffers, lr_factor, clock_s, first, wanted or len(ask.cohort))
         try:
             while True:
-                talk, replies, gangs = self._phase(
-                    talk,
-                    ask,
-                    gangs,
-                    number,
-                    address,
-                    lr_factor,
-                    clock_s,
-                    m if wanted is None else wanted,
-                    sent,
-                    scratch,
-                )
-                if not talk.inside.any():
+                replies = going.phase(ask)
+                if not len(replies.cohort):
                     conversation.close()
-                    return talk
+                    return going.talk()
                 ask = conversation.send(replies)
-                _same(ask, talk.answered)
-                number += 1
+                _same(ask, replies.cohort)
         except StopIteration as stop:
-            return replace(talk, result=stop.value)
-
-    def _phase(
-        self,
-        talk: Talk,
-        ask: Ask,
-        gangs: list[Gang],
-        number: int,
-        address: tuple[str, int],
-        lr_factor: float,
-        clock_s: float,
-        wanted: int,
-        sent: list[Tensor],
-        scratch: dict[str, Tensor],
-    ) -> tuple[Talk, Replies, list[Gang]]:
-        asked = len(ask.cohort)
-        new = [t for t in ask.down.values() if not any(t is s for s in sent)]
-        sent.extend(new)
-        down = sum(t.nbytes for t in new) + sum(t[0].nbytes for t in ask.each.values() if asked)
-        own_buffers = BUFFERS in self.states.get(ask.cohort.clients[:1])
-        if talk.buffers is not None and number == 0 and not own_buffers:  # the clients' own are not sent down
-            down += talk.buffers.nbytes
-        outcome, seconds, steps = talk.fates.outcome.copy(), talk.fates.seconds.copy(), talk.fates.steps.copy()
-        inside, limited, spent = talk.inside.copy(), None, 0.0
-        members = np.flatnonzero(inside)
-        if self.devices.modelled and ask.charged:
-            cost = self.cost(ask, scratch)
-            at = Address(self.seed, address[1], talk.phases)
-            closing, full, finish = self._close(ask, cost, down, clock_s + talk.seconds, at, wanted)
-            spent = closing.seconds
-            limited = closing.steps if (closing.steps < full).any() else None
-            gone = members[~closing.counts]
-            left = np.where(finish.seconds == 0, UNAVAILABLE, LEFT)
-            outcome[gone] = np.where(finish.answers, LATE, left)[~closing.counts]
-            seconds[members] = talk.seconds + np.minimum(finish.seconds, spent)
-            if cost.steps:
-                steps[members] = closing.steps
-            inside[gone] = False
-        if self.faults and ask.charged:
-            missing = self.absent(talk.cohort.clients, address[1], number) & inside
-            outcome[missing], inside[missing] = ABSENT, False
-        phase = self.phase(ask, address, number, talk.buffers, lr_factor, limited)
-        now = parted(gangs, talk.inside, inside)
-        found = self.collect([(phase, now)])
-        for client, why in found.failed.items():
-            position = int(np.flatnonzero(talk.cohort.clients == client)[0])
-            outcome[position], inside[position] = why, False
-        steps[~inside] = 0
-        answered = int(inside.sum())
-        if ask.charged:
-            self.check_quorum(answered, len(talk.cohort), address[1])
-        elif not answered:
-            raise Stopped(f"no client is left to measure ({ask.work.__qualname__}, round {address[1]})")
-        up = self.bytes_up(found, answered)
-        cohort = talk.cohort.only(inside)
-        buffers = self.mean_buffers(found, cohort, talk.buffers)
-        losses = talk.fates.losses
-        if ask.charged:
-            losses = np.full(len(losses), np.nan)
-            if "train_loss" in found.scalars:
-                losses[inside] = found.scalars["train_loss"]
-            talk = replace(
-                talk,
-                communications=talk.communications + 1,
-                bytes_down=talk.bytes_down + down * asked,
-                bytes_up=talk.bytes_up + up,
-                buffers=buffers,
-            )
-        talk = replace(
-            talk,
-            inside=inside,
-            fates=replace(talk.fates, outcome=outcome, seconds=seconds, steps=steps, losses=losses),
-            seconds=talk.seconds + spent,
-            phases=talk.phases + 1,
-            states=talk.states + found.states,
-            operations=talk.operations + [replace(o, phase=talk.phases) for o in found.operations],
-        )
-        return talk, self.replies(found, cohort), now
+            return going.talk(stop.value)
 
     def bytes_up(self, found: Collected, answered: int) -> int:
         """What so many clients sent."""
@@ -349,19 +255,6 @@ class Driver:
         cost = self._costs[key]
         scratch.update(cost.scratch)
         return cost
-
-    def _close(
-        self, ask: Ask, cost: Cost, down: int, start_s: float, at: Address, wanted: int
-    ) -> tuple[Closing, np.ndarray, Finish]:
-        """When the phase closes, the full numbers of steps [m], and when the clients would be done."""
-        clients, full = ask.cohort.clients, self.steps(ask.cohort.clients)
-
-        def attempt(steps: np.ndarray) -> Finish:
-            return self.finish(clients, cost, steps, down, start_s, at)
-
-        tie = uniforms(self.seed, Purpose.TIES, at.round, at.phase, clients=clients)
-        closing = self.policy.close(attempt, full, min(wanted, len(clients)), tie)
-        return closing, full, attempt(closing.steps)
 
     def finish(
         self, clients: np.ndarray, cost: Cost, steps: np.ndarray, down: int, start_s: float, address: Address
@@ -465,6 +358,111 @@ class Driver:
             operations.append(replace(done.operation, work=phase.work.__name__))
             answered |= done.reply is not None
         return not answered
+
+
+class _Conversation:
+    """A conversation under way: who is still in it, and what it has come to so far. m clients were asked."""
+
+    def __init__(
+        self, driver: Driver, ask: Ask, address: tuple[str, int], buffers: Tensor | None, lr_factor: float,
+        clock_s: float, first: int, wanted: int,
+    ) -> None:  # fmt: skip
+        self._driver, self._address, self._lr_factor, self._wanted = driver, address, lr_factor, wanted
+        self._clock_s = clock_s  # at its beginning
+        self._cohort, m = ask.cohort, len(ask.cohort)
+        weights = driver.population.weights[ask.cohort.clients] if ask.part != "test" else ask.cohort.weights
+        self._gangs = cut(ask.cohort.clients, ask.cohort.weights, weights, driver.gang_size)
+        self._inside = np.ones(m, np.bool_)
+        self._outcome = np.full(m, ANSWERED, object)
+        self._client_s, self._steps = np.zeros(m), np.zeros(m, np.int64)
+        self._losses = np.full(m, np.nan)
+        self._sent: list[Tensor] = []
+        self._scratch: dict[str, Tensor] = {}  # zeros in the shape of what clients keep
+        self._buffers = buffers
+        self._number, self._first = 0, first
+        self._seconds = 0.0
+        self._communications = self._bytes_down = self._bytes_up = 0
+        self._states: list[tuple[np.ndarray, Arrays]] = []
+        self._operations: list[Operation] = []
+
+    def talk(self, result: Any = None) -> Talk:
+        """What has come of it."""
+        m = len(self._cohort)
+        fates = Fates(
+            self._cohort.clients, self._cohort.weights, self._outcome, self._client_s, self._steps,
+            np.zeros(m, np.int64), self._losses,
+        )  # fmt: skip
+        return Talk(
+            result, self._cohort, self._inside, fates, self._seconds, self._first + self._number, self._communications,
+            self._bytes_down, self._bytes_up, self._buffers, self._states, self._operations, m,
+        )  # fmt: skip
+
+    def phase(self, ask: Ask) -> Replies:
+        """One phase, with those that are still in it."""
+        driver, number, asked = self._driver, self._number, self._inside.copy()
+        down = self._bytes_each(ask)
+        steps = self._close(ask, down) if driver.devices.modelled and ask.charged else None
+        if driver.faults and ask.charged:
+            self._leave(driver.absent(self._cohort.clients, self._address[1], number) & self._inside, ABSENT)
+        phase = driver.phase(ask, self._address, number, self._buffers, self._lr_factor, steps)
+        self._gangs = parted(self._gangs, asked, self._inside.copy())
+        found = driver.collect([(phase, self._gangs)])
+        for client, why in found.failed.items():
+            self._leave(self._cohort.clients == client, why)
+        answered = int(self._inside.sum())
+        cohort = self._cohort.only(self._inside)
+        if ask.charged:
+            driver.check_quorum(answered, len(self._cohort), self._address[1])
+            self._communications += 1
+            self._bytes_down += down * len(ask.cohort)
+            self._bytes_up += driver.bytes_up(found, answered)
+            self._buffers = driver.mean_buffers(found, cohort, self._buffers)
+            self._losses = np.full(len(self._cohort), np.nan)
+            if "train_loss" in found.scalars:
+                self._losses[self._inside] = found.scalars["train_loss"]
+        elif not answered:
+            raise Stopped(f"no client is left to measure ({ask.work.__qualname__}, round {self._address[1]})")
+        self._states += found.states
+        self._operations += [replace(o, phase=self._first + number) for o in found.operations]
+        self._number += 1
+        return driver.replies(found, cohort)
+
+    def _leave(self, who: np.ndarray, outcome: str | np.ndarray) -> None:
+        """Clients where `who` [m] is true are out of it."""
+        self._outcome[who], self._inside[who], self._steps[who] = outcome, False, 0
+
+    def _bytes_each(self, ask: Ask) -> int:
+        """What each client receives in this phase; what it was sent before is not sent again."""
+        new = [t for t in ask.down.values() if not any(t is s for s in self._sent)]
+        self._sent += new
+        down = sum(t.nbytes for t in new) + sum(t[0].nbytes for t in ask.each.values() if len(t))
+        if self._buffers is not None and not self._number and BUFFERS not in self._driver.states.template:
+            down += self._buffers.nbytes  # the clients' own are not sent
+        return down
+
+    def _close(self, ask: Ask, down: int) -> np.ndarray | None:
+        """Let the policy close the phase on the modelled clock. Returns the local steps of those that are left, if any
+        makes fewer than all.
+        """
+        driver, clients, inside = self._driver, ask.cohort.clients, np.flatnonzero(self._inside)
+        cost, full = driver.cost(ask, self._scratch), driver.steps(ask.cohort.clients)
+        at = Address(driver.seed, self._address[1], self._first + self._number)
+        start_s = self._clock_s + self._seconds
+
+        def attempt(steps: np.ndarray) -> Finish:
+            return driver.finish(clients, cost, steps, down, start_s, at)
+
+        tie = uniforms(driver.seed, Purpose.TIES, at.round, at.phase, clients=clients)
+        closing = driver.policy.close(attempt, full, min(self._wanted, len(clients)), tie)
+        finish = attempt(closing.steps)
+        self._client_s[inside] = self._seconds + np.minimum(finish.seconds, closing.seconds)
+        if cost.steps:
+            self._steps[inside] = closing.steps
+        gone = np.where(finish.seconds == 0, UNAVAILABLE, LEFT)
+        why = np.where(finish.answers, LATE, gone)
+        self._leave(inside[~closing.counts], why[~closing.counts])
+        self._seconds += closing.seconds
+        return closing.steps if (closing.steps < full).any() else None
 
 
 def _same(ask: Ask, cohort: Cohort) -> None:

@@ -132,7 +132,9 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     spec = replace(spec, mode=gangs.mode)
     plan = Plan(experiment, shards, population, spec, x, buffers, client_state, row * len(examples), notes)
     if isinstance(experiment.stragglers, Buffered):
-        asynchronous.check(plan.driver(_Nowhere(), _Templates(client_state)), plan.start())
+        asynchronous.check(
+            plan.driver(_Nowhere(), _Templates({n: t.numpy() for n, t in client_state.items()})), plan.start()
+        )
     return plan
 
 
@@ -147,10 +149,10 @@ class _Nowhere:
 class _Templates:
     """The states that clients have before their first round."""
 
-    template: dict[str, torch.Tensor]
+    template: Arrays
 
     def get(self, clients: np.ndarray) -> Arrays:
-        return {n: np.stack([t.numpy()] * len(clients)) for n, t in self.template.items()}
+        return {n: np.stack([a] * len(clients)) for n, a in self.template.items()}
 
 
 def check_cohort(experiment: Experiment, clients: int) -> None:
