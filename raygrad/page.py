@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 
-from raygrad import pictures, report, storage, tables
+from raygrad import pictures, report, storage, tables, turnout
 from raygrad.errors import BadInput, Stopped
 from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, Settings, leaf, number, score
 
@@ -141,12 +142,15 @@ def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
         said.append("MB: both directions together.")
     if len({_place(v) for v in views}) > 1:
         said.append("The runs did not all use the same machines: compare their seconds with care.")
+    if any(v.modelled for v in views):
+        said.append("Virtual seconds: of the modelled clock.")
     return " ".join(said)
 
 
 # --- the pictures on the page
 
 Axis = Literal["communications", "seconds", "virtual_s"]
+ProbeAxis = Literal["communications", "virtual_s"]
 Curved = Measure | Literal["train_loss"]
 
 
@@ -159,14 +163,18 @@ def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
     axes: dict[Axis, str] = {"communications": "communications"}
     if any(np.isfinite(v.seconds).any() for v in views):
         axes["seconds"] = "wall seconds"
-    if any(v.virtual_s.any() for v in views):
+    if any(v.modelled for v in views):
         axes["virtual_s"] = "virtual seconds"
 
     def panels(title: str, curves: Sequence[tuple[Group, Curved, str, int | None]], line: float | None, log: bool):
-        drawn = [(_mean_over_seeds(g, what, list(axes)), label, colour) for g, what, label, colour in curves]
+        drawn = [(g, _mean_over_seeds(g, what, list(axes)), label, colour) for g, what, label, colour in curves]
         return [
             pictures.Panel(
-                title, text, [pictures.Curve(label, *curve[axis], colour) for curve, label, colour in drawn], line, log
+                title,
+                text,
+                [pictures.Curve(label, *curve[axis], colour) for g, curve, label, colour in drawn if _has(g, axis)],
+                line,
+                log,
             )
             for axis, text in axes.items()
         ]
@@ -222,7 +230,7 @@ _ASIDE = {"pairwise_cosine": ("between two clients", 1), "worst_accuracy": ("wor
 
 
 def _alignment(groups: Sequence[Group]) -> list[str]:
-    """What the probes measured, over communications, and what theory says of a single run."""
+    """What the probes measured, over communications and virtual seconds, and what theory says of a single run."""
     views = [v for g in groups for v in g.runs]
     known = _theory(views[0]) if len(views) == 1 else ""
     probed = [v for v in views if len(v.probes.round)]
@@ -232,16 +240,20 @@ def _alignment(groups: Sequence[Group]) -> list[str]:
     counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
     clients = " or ".join(f"{n:,}" for n in counts)
     caption = _measures(clients, measured)
-    panels = []
+    axes: dict[ProbeAxis, str] = {"communications": "communications"}
+    if any(v.modelled for v in views):
+        axes["virtual_s"] = "virtual seconds"
+    panels: dict[ProbeAxis, list[pictures.Panel]] = {axis: [] for axis in axes}
     if len(views) == 1:
-        for title, names, log in _PANELS:
-            curves = [
-                pictures.Curve(label, *_mean_probe(groups[0], name), look)
-                for name in names
-                for label, look in (_ASIDE.get(name, ("all clients", 0)),)
-                if name in measured
-            ]
-            panels.append(pictures.Panel(_counted(title, clients), "communications", curves, log=log))
+        for axis, text in axes.items():
+            for title, names, log in _PANELS:
+                curves = [
+                    pictures.Curve(label, *_mean_probe(groups[0], name, axis), look)
+                    for name in names
+                    for label, look in (_ASIDE.get(name, ("all clients", 0)),)
+                    if name in measured
+                ]
+                panels[axis].append(pictures.Panel(_counted(title, clients), text, curves, log=log))
         changes = [
             f"{report.PROBED[name]} {' to '.join(number(y) for _, y in views[0].probes.ends(name))}"
             for name in views[0].probes.named
@@ -249,15 +261,20 @@ def _alignment(groups: Sequence[Group]) -> list[str]:
         caption += f"Here: {', '.join(changes)}."
     else:
         series, logs = _series(groups), {name: log for _, names, log in _PANELS for name in names}
-        for name, title in report.PROBED.items():
-            if name in measured:
-                curves = [
-                    pictures.Curve(g.label, *_mean_probe(g, name), s) for g, s in zip(groups, series, strict=True)
-                ]
-                panels.append(pictures.Panel(_counted(title, clients), "communications", curves, log=logs[name]))
+        for axis, text in axes.items():
+            for name, title in report.PROBED.items():
+                if name in measured:
+                    curves = [
+                        pictures.Curve(g.label, *_mean_probe(g, name, axis), s)
+                        for g, s in zip(groups, series, strict=True)
+                        if _has(g, axis)
+                    ]
+                    panels[axis].append(pictures.Panel(_counted(title, clients), text, curves, log=logs[name]))
         caption += _legend(groups, series)
-    shown = [p for p in panels if p.curves]
-    grid = [shown[i : i + 3] for i in range(0, len(shown), 3)]
+    grid = []
+    for some in panels.values():
+        shown = [p for p in some if p.curves]
+        grid += [shown[i : i + 3] for i in range(0, len(shown), 3)]
     drawing = _figure(pictures.lines(grid), "alignment", "Gradient alignment", caption.strip())
     return ["<h2>Gradient alignment</h2>", drawing, known]
 
@@ -309,12 +326,12 @@ def _theory(v: RunView) -> str:
 
 
 def _participation(v: RunView) -> list[str]:
-    table = tables.read(v.path, "clients", ["round", "client"])
+    table = tables.read(v.path, "clients", ["round", "client", "outcome"])
+    table = table.filter(pc.field("outcome").is_null() | (pc.field("outcome") == "answered"))
     if not table.num_rows:
         return []
     clients, rounds = table["client"].to_numpy(), table["round"].to_numpy().astype(np.int64)
-    known = v.data.get("clients", v.settings.get("partition.clients"))
-    population = max(known if isinstance(known, int) else 0, int(clients.max()) + 1)
+    population = max(v.population, int(clients.max()) + 1)
     last = int(max(v.round.max(initial=1), rounds.max()))
     figure = pictures.participation(clients, rounds, population, last)
     often = np.bincount(clients, minlength=population)
@@ -325,7 +342,19 @@ def _participation(v: RunView) -> list[str]:
     )
     if least == most:
         caption = f"All {population:,} clients took part, each in {most:,} of {last:,} rounds."
-    return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption)]
+    known = turnout.turnout(v.path, v.asynchronous)
+    if not known.complete:
+        caption += f" Taking part is an answer that counts; {known}."
+    return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption), _leaning(v)]
+
+
+def _leaning(v: RunView) -> str:
+    """That an asynchronous run leans to fast clients, and how far."""
+    found = turnout.leaning(v.path, population=v.population) if v.asynchronous else None
+    if found is None:
+        return ""
+    said = "An asynchronous run leans to the data of fast clients, since whoever is done may begin again; here "
+    return f'<p class="note">{escape(f"{said}{found}.")}</p>'
 
 
 def _partitioned(v: RunView) -> list[str]:
@@ -367,6 +396,11 @@ Line = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
 """x, mean, least and largest (None for a single seed), each [p]."""
 
 
+def _has(g: Group, axis: Axis) -> bool:
+    """Whether the group has a place on the axis: without a device model there are no virtual seconds."""
+    return axis != "virtual_s" or all(v.modelled for v in g.runs)
+
+
 def _mean_over_seeds(g: Group, measure: Curved, axes: Sequence[Axis]) -> dict[Axis, Line]:
     """The group's curve where all its seeds were measured, over each axis; seconds are means, too."""
     at = [np.flatnonzero(np.isfinite(getattr(v, measure))) for v in g.runs]
@@ -379,17 +413,19 @@ def _mean_over_seeds(g: Group, measure: Curved, axes: Sequence[Axis]) -> dict[Ax
     return {a: _line(x, rows) for a, x in xs.items()}
 
 
-def _mean_probe(g: Group, measure: str) -> Line:
-    """The group's curve of one alignment measure over communications."""
-    xs = [_communications_at(v, v.probes.round) for v in g.runs]
-    common = _common(xs)
+def _mean_probe(g: Group, measure: str, axis: ProbeAxis) -> Line:
+    """The group's curve of one alignment measure where all its seeds have the same communications; virtual seconds are
+    means, too.
+    """
+    common = _common([_by_then(v.communications, v) for v in g.runs])
     rows = np.stack([v.probes.values[measure][i] for v, i in zip(g.runs, common, strict=True)])
-    return _line(xs[0][common[0]], rows)
+    xs = [_by_then(getattr(v, axis), v)[i] for v, i in zip(g.runs, common, strict=True)]
+    return _line(np.stack(xs).mean(0), rows)
 
 
-def _communications_at(v: RunView, rounds: np.ndarray) -> np.ndarray:
-    """The communications charged by the end of each of `rounds` (0 before the first round)."""
-    return np.concatenate([[0], v.communications])[np.searchsorted(v.round, rounds, "right")]
+def _by_then(spent: np.ndarray, v: RunView) -> np.ndarray:
+    """What was `spent` [R] by the end of each round that was probed (0 before the first round)."""
+    return np.concatenate([[0], spent])[np.searchsorted(v.round, v.probes.round, "right")]
 
 
 def _common(xs: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -55,7 +55,7 @@ class Reading:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._metrics: dict[str, str] = {}
-        self._loss = self._r = ""
+        self._loss = self._r = self._virtual = ""
         self._seen: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW)  # when, clients, seconds of the round
         self._left = 0
 
@@ -70,6 +70,8 @@ class Reading:
             self._loss = f"training loss {round.train_loss:.4g}"
         if round.alignment is not None:
             self._r = f"r(x) {round.alignment.r:.3g}"
+        if round.virtual_s:
+            self._virtual = f"virtual {virtual(round.virtual_s)}"
         self._seen.append((self._clock(), len(round.clients), round.wall_s))
         self._left = round.of - round.index
 
@@ -87,7 +89,7 @@ class Reading:
 
     def parts(self) -> list[str]:
         """Everything but the round's number and the time left, as short texts."""
-        known = [*(f"{n} {v}" for n, v in self._metrics.items()), self._loss, self._r]
+        known = [*(f"{n} {v}" for n, v in self._metrics.items()), self._loss, self._r, self._virtual]
         return [*(text for text in known if text), f"{self.clients_per_s:,.0f} clients/s"]
 
 
@@ -96,6 +98,11 @@ def duration(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def virtual(seconds: float) -> str:
+    """Seconds of the modelled clock, as 0.0123 s, 45.6 s or 12:05."""
+    return f"{seconds:.3g} s" if seconds < 100 else duration(seconds)
 
 
 class Lines:

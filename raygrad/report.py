@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow.compute as pc
 
-from raygrad import pictures, storage, tables
+from raygrad import pictures, storage, tables, turnout
 from raygrad.errors import BadInput
 
 Leaf = str | int | float | bool | None
@@ -118,6 +117,22 @@ class RunView:
         return self.settings.get("evaluation.mode") == "paper"
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether clients work at different models."""
+        return self.settings.get("stragglers.kind") == "buffered"
+
+    @property
+    def modelled(self) -> bool:
+        """Whether time went by on the modelled clock."""
+        return bool(self.virtual_s.any())
+
+    @property
+    def population(self) -> int:
+        """The number of all clients, as far as the run has recorded it."""
+        known = self.data.get("clients", self.settings.get("partition.clients"))
+        return known if isinstance(known, int) else 0
+
+    @property
     def part(self) -> Literal["validation", "test"]:
         """What the run is judged on: the validation parts, or the test set under the papers' protocol."""
         return "test" if self.paper else "validation"
@@ -164,6 +179,7 @@ class Reached:
     communications: int
     bytes: int
     seconds: float
+    virtual_s: float | None = None  # None where nothing is modelled
 
 
 # --- reading a run
@@ -172,6 +188,9 @@ class Reached:
 def experiment_hash(experiment: Mapping[str, object]) -> str:
     """The hash of an experiment.json's settings, as `Experiment.hash` is; a test holds the two together."""
     counted = {**experiment, "rounds": None, "init": None}
+    devices = experiment.get("devices")
+    if isinstance(devices, dict) and devices.get("sha256"):
+        counted["devices"] = {**devices, "path": None}
     return hashlib.sha256(json.dumps(counted, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -319,7 +338,7 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
     if np.isfinite(v.seconds).any():
         spent = float(np.nanmax(v.seconds))
         rows.append(("wall time", f"{_seconds_text(spent)}, {len(v.round) / max(spent, 1e-9):.3g} rounds/s"))
-    if v.virtual_s.any():
+    if v.modelled:
         rows.append(("virtual time", _seconds_text(float(v.virtual_s[-1]))))
     rows += _measured(v)
     p = v.probes
@@ -328,12 +347,13 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
         rows.append((PROBED[name], f"{told}, n = {p.clients[-1]:,} clients"))
     rows += _expected(v)
     if len(v.round):
-        rows.append(("clients", f"{v.clients_asked.sum():,} asked, {v.clients_answered.sum():,} answered"))
-    gangs = tables.read(v.path, "operations", ["attempt", "outcome"])
-    if gangs.num_rows:
-        repeated = gangs.filter(pc.field("attempt") > 1).num_rows
-        failed = gangs.filter(pc.field("outcome") != "answered").num_rows
-        rows.append(("gangs", f"{gangs.num_rows:,} attempts, {repeated:,} repeated, {failed:,} failed"))
+        rows.append(("clients", str(turnout.turnout(v.path, v.asynchronous))))
+    leaning = turnout.leaning(v.path, v.population) if v.asynchronous else None
+    if leaning is not None:
+        rows.append(("leans to fast clients", str(leaning)))
+    gangs = turnout.gangs(v.path)
+    if gangs is not None:
+        rows.append(("gangs", gangs))
     return rows
 
 
@@ -526,7 +546,8 @@ def reach(v: RunView, target: float) -> Reached | None:
         return None
     i = int(at[0])
     moved = int(v.bytes_down[i] + v.bytes_up[i])
-    return Reached(int(v.round[i]), int(v.communications[i]), moved, float(v.seconds[i]))
+    virtual_s = float(v.virtual_s[i]) if v.modelled else None
+    return Reached(int(v.round[i]), int(v.communications[i]), moved, float(v.seconds[i]), virtual_s)
 
 
 def common_target(groups: Sequence[Group]) -> float | None:
@@ -577,6 +598,8 @@ def comparison_of(groups: Sequence[Group], target: float | None) -> tuple[list[s
     part, measure = judged(groups), judging(groups)
     to = "" if target is None else f" to {target:g}"
     costs = [f"rounds{to}", f"communications{to}", f"MB{to}", f"seconds{to}"] if target is not None else []
+    if costs and any(v.modelled for g in groups for v in g.runs):
+        costs.append(f"virtual seconds{to}")
     header = ["group", "seeds", *costs, f"final {part} {measure}", f"best {part} {measure}"]
     if part != "test":
         header.append(f"final test {measure}")
@@ -584,7 +607,7 @@ def comparison_of(groups: Sequence[Group], target: float | None) -> tuple[list[s
     for g in groups:
         row = [g.label, str(len(g.runs))]
         if target is not None:
-            row += _costs([reach(v, target) for v in g.runs])
+            row += _costs([reach(v, target) for v in g.runs])[: len(costs)]
         for found in (
             [v.last(measure) for v in g.runs],
             [v.best(measure) for v in g.runs],
@@ -596,16 +619,19 @@ def comparison_of(groups: Sequence[Group], target: float | None) -> tuple[list[s
 
 
 def _costs(reached: Sequence[Reached | None]) -> list[str]:
+    """Rounds, communications, MB, seconds and virtual seconds."""
     done = [r for r in reached if r is not None]
     if not done:
-        return ["not reached"] * 4
+        return ["not reached"] * 5
     some = "" if len(done) == len(reached) else f" ({len(done)} of {len(reached)} seeds)"
     timed = [r.seconds for r in done if isfinite(r.seconds)]
+    modelled = [r.virtual_s for r in done if r.virtual_s is not None]
     return [
         _amount([r.rounds for r in done]) + some,
         _amount([r.communications for r in done]) + some,
         _amount([r.bytes / 1e6 for r in done]) + some,
         _amount(timed) + (some if timed else ""),
+        _amount(modelled) + (some if modelled else ""),
     ]
 
 

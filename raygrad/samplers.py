@@ -98,13 +98,16 @@ class Weighted:
         """Large clients more often."""
         ids = eligible(pool)
         everybody = np.arange(len(pool.population)) if ids is None else ids
+        everybody = everybody[pool.population.weights[everybody] > 0]
+        if not len(everybody):
+            return plain(everybody, pool.population)
         weights = pool.population.weights[everybody]
         if self.replace:
             ends = np.cumsum(weights)
             drawn = np.searchsorted(ends, pool.rng().random(pool.count) * ends[-1], side="right")
             clients, counts = np.unique(np.minimum(drawn, len(ends) - 1), return_counts=True)
         else:
-            count = min(pool.count, int((weights > 0).sum()))
+            count = min(pool.count, len(everybody))
             clients = np.sort(pool.rng().choice(len(everybody), count, replace=False, p=weights / weights.sum()))
             counts = np.ones(len(clients))
         return Cohort(everybody[clients], counts.astype(np.float64), pool.population)
@@ -193,8 +196,9 @@ class Oort:
     """Clients whose answers have helped most for their time, with some that were never tried.
 
     utility of i: n_i * loss_i + sqrt(0.1 ln(round) / last_i), divided by (seconds_i / `preferred_s`)^`penalty` where it
-    took longer; loss_i is the mean training loss when it last answered in round last_i. A part `explore` of the cohort,
-    shrinking by `decay` per round down to `least`, is drawn from clients without a utility. The others are drawn, with
+    took longer; loss_i is the mean training loss when it last answered in round last_i. A part `explore` of the cohort
+    (on average, where it is no whole number), shrinking by `decay` per round down to `least`, is drawn from clients
+    without a utility. The others are drawn, with
     probabilities proportional to utility, from those above `cutoff` times the utility of the last one that would be
     chosen. After Lai et al., "Oort: Efficient Federated Learning via Guided Participant Selection" (arXiv 2010.06081),
     with the mean loss in place of the root mean square over examples, and a fixed preferred time.
@@ -251,9 +255,9 @@ class Oort:
         new, tried = there[np.isnan(utility)], there[~np.isnan(utility)]
         utility = utility[~np.isnan(utility)]
         share = max(self.least, self.explore * self.decay ** (pool.round - 1))
-        fresh = min(len(new), max(round(share * pool.count), pool.count - len(tried)))
-        proven = min(len(tried), pool.count - fresh)
         generator = pool.rng()
+        fresh = min(len(new), max(int(share * pool.count + generator.random()), pool.count - len(tried)))
+        proven = min(len(tried), pool.count - fresh)
         explored = new[generator.choice(len(new), fresh, replace=False)]
         exploited = tried[:0]
         if proven:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from raygrad import BadInput, cli, load
 from raygrad.alignment import Alignment
 from raygrad.commands import experiments, options
 from raygrad.errors import EXIT_CODES
-from raygrad.progress import Lines, Reading, Screen, duration
+from raygrad.progress import Lines, Reading, Screen, duration, virtual
 from raygrad.recipes import RECIPES
 from raygrad.run import Round
 from raygrad.verify import Check
@@ -293,6 +294,55 @@ def test_a_run_from_start_to_report(capsys: pytest.CaptureFixture[str], shards: 
     assert "ask for more" in said(capsys, "resume", name, "--rounds", "5", code=2)
 
 
+def test_an_asynchronous_run_says_who_is_at_work_and_that_it_leans(
+    capsys: pytest.CaptureFixture[str], shards: Path
+) -> None:
+    words = ["run", *QUICK, "--on", "local", "--shard-root", str(shards), "--rounds", "6", "--no-report"]
+    words += ["--set", "algorithm=fedavg", "--set", "devices=lognormal", "--set", "devices.dropout=0.2"]
+    words += ["--set", "stragglers=buffered", "--set", "stragglers.concurrency=6", "--set", "stragglers.report_goal=3"]
+    out = said(capsys, *words)
+    assert re.search(r"^round 6 of 6 · .* · virtual \S+ s · [\d,]+ clients/s", out, re.M)
+    assert re.search(r"^virtual time +\S+ s$", out, re.M)
+    told = re.search(r"^clients +(\d+) asked, 18 answered, (\d+) left, 5 still at work$", out, re.M)
+    assert told is not None and int(told[1]) == 18 + int(told[2]) + 5
+    assert re.search(r"^leans to fast clients +the tenth of the clients that .* staleness \S+ on average", out, re.M)
+    assert out.index("clients  ") > out.index("test accuracy")  # among the last lines
+
+
+def test_clients_that_failed_are_told_even_by_quiet_commands(
+    capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path
+) -> None:
+    recipe_file(
+        tmp_path, "sometimes_nan.py",
+        """
+        from dataclasses import dataclass
+        from raygrad.algorithms.fedavg import FedAvg
+        from raygrad.experiment import Experiment, Gangs
+        from raygrad.models import Linear
+
+        @dataclass(frozen=True)
+        class Sometimes(FedAvg):
+            def local(self, task, x):
+                answer = super().local(task, x)
+                bad = float("nan") if task.examples < 128 else 1.0
+                return type(answer)({"delta": bad * answer.update["delta"]})
+
+        def recipe():
+            return Experiment(model=Linear(), algorithm=Sometimes(), rounds=2, gangs=Gangs(5, "loop"))
+        """,
+    )  # fmt: skip
+    words = ["run", "sometimes_nan.py", "--on", "local", "--shard-root", str(shards), "--no-report"]
+    assert "not finite" in said(capsys, *words, code=3)
+    skip = ["--set", "failures.nan=skip"]
+    out = said(capsys, *words, *skip)
+    told = re.search(r"^clients +(20 asked, (\d+) answered, (\d+) rejected \(not finite\))$", out, re.M)
+    assert told is not None and int(told[2]) + int(told[3]) == 20 and 0 < int(told[3]) < 20
+    capsys.readouterr()
+    assert cli.run([*words, *skip, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and err == f"clients  {told[1]}\n"
+
+
 def test_a_changed_experiment_is_not_resumed(train: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     file = Path(train("--rounds", "1")) / "experiment.json"
     record = json.loads(file.read_text())
@@ -378,7 +428,13 @@ def test_reports_and_lists_of_runs(train: Callable[..., str], capsys: pytest.Cap
         ("datasets", ["data.path = (must be set)", "image-folder  (data=image-folder)"]),
         ("partitioners", ["partition.concentration = 0.5"]),
         ("models", ["model.hidden = 64", "resnet"]),
-        ("samplers", ["sampler.cohort = 10"]),
+        (
+            "samplers",
+            ["sampler.cohort = 10", "power-of-choice  (sampler=power-of-choice)", "sampler.preferred_s = none"],
+        ),
+        ("devices", ["lognormal  (devices=lognormal)", "devices.slowness = 1.0,4.0", "devices.path = (must be set)"]),
+        ("stragglers", ["over-select  (stragglers=over-select)", "stragglers.factor = 1.3", "stragglers.hinge = 4"]),
+        ("membership", ["membership.rounds = 1", "membership.clients = 10", "everybody  (membership=everybody)"]),
         ("schedules", ["schedule.length = 1000"]),
     ],
 )
@@ -525,6 +581,9 @@ def test_the_pace_is_that_of_the_last_rounds() -> None:
     assert reading.seconds_left == pytest.approx(7 * 2.0)  # rounds left times seconds per round
     assert reading.clients_per_s == pytest.approx(20.0)  # 10 clients in half a second
     assert reading.parts() == ["validation accuracy 0.5000", "loss 1.5", "r(x) 0.25", "20 clients/s"]
+    reading = Reading(lambda: 0.0)
+    reading.take(replace(a_round(1), virtual_s=12.34))
+    assert reading.parts() == ["training loss 2", "virtual 12.3 s", "20 clients/s"]
 
 
 def test_plain_lines_come_with_evaluations_and_with_time() -> None:
@@ -553,3 +612,8 @@ def test_the_live_display_shows_the_last_round() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61.6, "1:02"), (3600 * 3 + 130, "3:02:10")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.01234, "0.0123 s"), (99.4, "99.4 s"), (725.2, "12:05")])
+def test_virtual_durations(seconds: float, text: str) -> None:
+    assert virtual(seconds) == text

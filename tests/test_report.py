@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
 from raygrad import page as pages
-from raygrad import pictures, report
+from raygrad import pictures, report, turnout
 from raygrad.errors import BadInput
 from raygrad.rng import Purpose, rng
 from raygrad.tables import TABLES, TableWriter, folder
@@ -36,7 +37,9 @@ def record(path: Path, **values: object) -> None:
 
 def experiment(run: Path, seed: int = 0, rounds: int = 6, mode: str = "validation", **algorithm: object) -> None:
     """The run's experiment.json; the algorithm is FedGA unless `algorithm` says otherwise."""
+    policy = algorithm.pop("stragglers", "wait")
     settings = {
+        "stragglers": {"kind": policy},
         "data": {"kind": "digits"},
         "partition": {"kind": "labels", "clients": 3, "labels": 1},
         "algorithm": algorithm or {"kind": "fedga", "lr": 0.1, "beta": 0.05},
@@ -61,10 +64,12 @@ def make(
     phases: int = 2,
     mode: str = "validation",
     second: float = 1.0,
+    virtual: float = 0.0,
     loss: list[float | None] | None = None,
     **more: Any,
 ) -> Path:
-    """A run with 2 of 3 clients a round. A communication moves 20 bytes down and 10 up, a round takes `second`.
+    """A run with 2 of 3 clients a round. A communication moves 20 bytes down and 10 up, a round takes `second`, and
+    `virtual` seconds on the modelled clock.
 
     The loss is 1 - accuracy unless it is given.
     """
@@ -86,7 +91,7 @@ def make(
         communications=np.full(rounds, phases),
         bytes_down=np.full(rounds, 20 * phases),
         bytes_up=np.full(rounds, 10 * phases),
-        virtual_s=np.zeros(rounds),
+        virtual_s=virtual * index,
         validation_accuracy=nothing if paper else accuracy,
         validation_loss=nothing if paper else losses,
         test_accuracy=accuracy if paper else nothing,
@@ -107,6 +112,24 @@ def make(
 
 LATER = ("r_gradient_norm", "client_gradient_norm", "pairwise_cosine", "drift", "client_accuracy", "worst_accuracy")
 """The columns of the table `probes` that runs of old lack."""
+
+
+def fates(run: Path, rounds: list[dict[str, int]], *rows: tuple[int, int, str, float, int]) -> None:
+    """What became of clients: the counts of each round, and rows (round, client, outcome, seconds, staleness)."""
+    import pyarrow.parquet as pq
+
+    for part in folder(run, "rounds").glob("*.parquet"):
+        table = pq.read_table(part)
+        for name in ("asked", "answered", "late", "left", "failed", "rejected"):
+            column = f"clients_{name}"
+            at, values = table.schema.get_field_index(column), [r.get(name, 0) for r in rounds]
+            table = table.set_column(at, TABLES["rounds"].field(column), [pa.array(values, pa.int32())])
+        pq.write_table(table, part)
+    columns = list(zip(*rows, strict=True))
+    put(
+        run, "clients", round=columns[0], client=columns[1], weight=[1.0] * len(rows), outcome=columns[2],
+        virtual_s=columns[3], staleness=columns[4],
+    )  # fmt: skip
 
 
 def probe(run: Path, rounds: list[int], r: list[float], **later: list[float | None]) -> None:
@@ -281,7 +304,7 @@ def test_summary(whole: Path) -> None:
     )
     assert rows["β that aligns as much"] == "0.2 as SCAFFOLD, 0.25 as sequential SGD; here 0.05"
     assert rows["clients"] == "12 asked, 12 answered"
-    assert rows["gangs"] == "3 attempts, 1 repeated, 1 failed"
+    assert rows["gangs"] == "3 attempts, 1 repeated, 1 lost"
 
 
 def test_the_last_measurement_may_stand_in_final_json(tmp_path: Path) -> None:
@@ -637,6 +660,148 @@ def test_bytes_of_a_target_count_both_directions(tmp_path: Path) -> None:
     assert report.reach(v, 0.91) is None
 
 
+# --- clients and modelled time
+
+
+def test_the_summary_says_what_became_of_the_clients(tmp_path: Path) -> None:
+    run = make(tmp_path / "d" / "a", [None, 0.5], virtual=90.0)
+    fates(
+        run,
+        [{"asked": 6, "answered": 4, "late": 1, "left": 1}, {"asked": 6, "answered": 2, "failed": 3, "rejected": 1}],
+        *[(1, c, o, 1.0, 0) for c, o in enumerate(["answered"] * 4 + ["late", "unavailable"])],
+        *[
+            (2, c, o, 1.0, 0)
+            for c, o in enumerate(["answered", "damaged", "rejected", "killer", "damaged", "answered"])
+        ],
+    )
+    rows = dict(report.summary(run))
+    told = (
+        "12 asked, 6 answered, 1 late, 1 left (1 not there when asked), "
+        "3 failed (2 with a damaged shard, 1 that kill their hosts), 1 rejected (not finite)"
+    )
+    assert rows["clients"] == told and rows["virtual time"] == "180 s"
+    assert "leans to fast clients" not in rows
+    shown = page([run], tmp_path / "o.html").text
+    assert f"Taking part is an answer that counts; {told}." in shown
+    assert "5 of 6 clients took part; a client took part in 0 to 2 rounds, 1 on average." in shown
+
+
+def test_gangs_that_did_not_answer_are_counted_by_what_became_of_them(whole: Path) -> None:
+    outcomes = ["superseded", "hung: for 9 s", "lost behind one that hung: for 9 s", "lost for good: ActorDiedError"]
+    n = len(outcomes)
+    put(
+        whole, "operations", round=[1] * n, phase=[0] * n, work=["local"] * n, gang=[*range(n)], host=["a"] * n,
+        attempt=[1, 2, 2, 3], clients=[2] * n, start_s=[0.0] * n, wall_s=[1.0] * n, bytes_down=[1] * n,
+        bytes_up=[1] * n, outcome=outcomes,
+    )  # fmt: skip
+    assert dict(report.summary(whole))["gangs"] == "4 attempts, 3 repeated, 1 hung, 2 lost, 1 superseded"
+
+
+def test_runs_of_old_count_clients_as_they_did(tmp_path: Path) -> None:
+    """Their tables lack the columns of outcomes, as files and as nulls."""
+    import pyarrow.parquet as pq
+
+    run = make(tmp_path / "d" / "a", [None, 0.5], stragglers="buffered")
+    for later in (("clients_late", "clients_left", "clients_failed", "clients_rejected", "outcome", "staleness"), ()):
+        assert dict(report.summary(run))["clients"] == "4 asked, 4 answered"
+        assert turnout.leaning(run, 3) is None
+        shown = page([run], tmp_path / "o.html").text
+        assert "3 of 3 clients took part" in shown and "Taking part" not in shown and "leans" not in shown
+        for name in ("rounds", "clients"):
+            (part,) = folder(run, name).glob("*.parquet")
+            table = pq.read_table(part)
+            pq.write_table(table.drop_columns([c for c in later if c in table.column_names]), part)
+
+
+def asynchronous(run: Path) -> Path:
+    """Twenty clients; the two fastest answer 9 times each, the two slowest once, the others twice; one is too stale."""
+    make(run, [None, 0.5, 0.6], virtual=2.0, kind="fedavg", lr=0.1, stragglers="buffered")
+    rows = [
+        (1 + i % 3, c, "answered", 0.5 + c, c // 5)
+        for c in range(20)
+        for i in range(9 if c < 2 else 1 if c > 17 else 2)
+    ]
+    fates(run, [{"asked": 60}, {"answered": 52, "late": 1}, {"left": 1}], *rows, (3, 19, "stale", 30.0, 9))
+    record(run / "data.json", clients=20)
+    return run
+
+
+def test_an_asynchronous_run_says_how_far_it_leans_to_fast_clients(tmp_path: Path) -> None:
+    run = asynchronous(tmp_path / "d" / "a")
+    rows = dict(report.summary(run))
+    assert rows["clients"] == ("60 asked, 52 answered, 1 too stale, 1 left, 6 still at work")
+    found = turnout.leaning(run, 20)
+    ages = np.repeat(np.arange(20) // 5, [9] * 2 + [2] * 16 + [1] * 2)
+    assert found is not None and found.busiest == 18 / 52 and found.ratio == 9
+    assert found.mean_staleness == pytest.approx(ages.mean()) and found.max_staleness == 3
+    said = rows["leans to fast clients"]
+    assert said == (
+        "the tenth of the clients that answered most often gave 35% of the answers; the fastest tenth answered 9 times "
+        f"as often as the slowest; staleness {ages.mean():.3g} on average, 3 at most"
+    )
+    shown = page([run], tmp_path / "o.html").text
+    assert (
+        "An asynchronous run leans to the data of fast clients, since whoever is done may begin again; here the"
+        in shown
+    )
+    assert said in shown
+    assert turnout.leaning(run, 200) is not None  # clients that were never asked are clients, too
+    assert turnout.leaning(run, 200).busiest == 1  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_slow_clients_that_never_counted(tmp_path: Path) -> None:
+    run = make(tmp_path / "d" / "a", [0.5], virtual=2.0, stragglers="buffered")
+    fates(run, [{"asked": 3, "answered": 2, "late": 1}], (1, 0, "answered", 1.0, 0), (1, 1, "answered", 2.0, 1),
+          (1, 2, "stale", 9.0, 5))  # fmt: skip
+    found = turnout.leaning(run, 3)
+    assert found is not None and found.ratio == float("inf")
+    assert "the slowest tenth gave none that counts" in str(found)
+    fates(run, [{"asked": 3, "late": 1}], (1, 2, "stale", 9.0, 5))
+    assert turnout.leaning(run, 3) is None
+
+
+def test_virtual_seconds_stand_beside_communications(tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    runs = [make(root / f"ga{s}", [None, 0.5, None, 0.9], virtual=10.0 * (s + 1), seed=s) for s in range(2)]
+    runs.append(make(root / "avg", [0.2, 0.3, 0.9, 0.6], 1, virtual=5.0, kind="fedavg", lr=0.1))
+    header, (ga, avg) = report.comparison(runs, 0.5)
+    assert header[5:7] == ["seconds to 0.5", "virtual seconds to 0.5"]
+    assert ga[6] == "30.0 ± 14.1" and avg[6] == "15"
+    assert report.comparison(runs, 0.99)[1][0][2:7] == ["not reached"] * 5
+    plain = make(root / "plain", [0.2, 0.3, 0.9], 1, kind="fedprox", lr=0.1)
+    header, rows = report.comparison([*runs, plain], 0.5)
+    assert rows[2][6] == "–" and len(rows[2]) == len(header)
+    assert "virtual seconds" not in " ".join(report.comparison([plain], 0.5)[0])
+    for run in (*runs, plain):
+        probe(run, [2, 3], [0.5, 0.1])
+    one, several = (page(some, tmp_path / "o.html") for some in ([runs[0]], [*runs, plain]))
+    for shown in (one, several):
+        # Accuracy, loss and three probes: each over communications and over virtual seconds.
+        assert shown.text.count(" virtual seconds ") >= 5
+    assert "virtual seconds" not in page([plain], tmp_path / "o.html").text
+    assert "Virtual seconds: of the modelled clock." in several.text
+
+
+def test_a_group_without_a_device_model_has_no_curve_over_virtual_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[pictures.Panel] = []
+    lines = pictures.lines
+    monkeypatch.setattr(pictures, "lines", lambda grid: (drawn.extend(p for r in grid for p in r), lines(grid))[1])
+    runs = [
+        make(tmp_path / "d" / "a", [0.5, 0.6], virtual=3.0),
+        make(tmp_path / "d" / "b", [0.5, 0.7], beta=0.2, lr=0.1, kind="fedga"),
+    ]
+    for run in runs:
+        probe(run, [1, 2], [0.5, 0.1])
+    pages.write_report(runs, tmp_path / "o.html")
+    virtual = [p for p in drawn if p.x_label == "virtual seconds"]
+    others = [p for p in drawn if p.x_label == "communications"]
+    assert [p.title for p in virtual] == [p.title for p in others] and len(virtual) == 5
+    assert all(len(p.curves) == 1 for p in virtual) and all(len(p.curves) == 2 for p in others)
+    assert all(p.curves[0].x.tolist() == [3, 6] for p in virtual)
+
+
 @pytest.mark.parametrize(("best", "target"), [(0.879, 0.87), (0.87, 0.87), (0.9967, 0.996), (1.0, 1.0), (0.004, None)])
 def test_the_target_is_what_every_run_reaches(tmp_path: Path, best: float, target: float | None) -> None:
     runs = [make(tmp_path / "d" / "a", [0.0, best, 0.001]), make(tmp_path / "d" / "b", [1.0], seed=1)]
@@ -783,14 +948,15 @@ def test_partition_picture_of_another_kind(tmp_path: Path) -> None:
 
 def test_a_report_reads_tables_only() -> None:
     """The report knows no driver and no experiment, and matplotlib is imported when something is drawn."""
-    for module in (report, pages, pictures):
+    for module in (report, pages, pictures, turnout):
         assert module.__file__ is not None
         tree = ast.parse(Path(module.__file__).read_text())
         top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         top |= {f"{n.module}.{a.name}" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
         ours = {name for name in top if name.startswith("raygrad")}
         assert {".".join(name.split(".")[:2]) for name in ours} <= {
-            "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables", "raygrad.errors"
+            "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables", "raygrad.turnout",
+            "raygrad.errors",
         }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
 
@@ -804,8 +970,14 @@ def test_an_experiment_that_was_edited_is_not_reported_as_what_ran(tmp_path: Pat
 
 
 def test_the_hash_is_the_experiments() -> None:
+    from dataclasses import replace
+
+    from raygrad.devices import Trace
     from raygrad.recipes import RECIPES
 
     for make_experiment in RECIPES.values():
         e = make_experiment()
         assert report.experiment_hash(json.loads(json.dumps(e.to_json()))) == e.hash
+    traced = replace(e, devices=Trace("a.csv", sha256="0" * 64))
+    assert report.experiment_hash(json.loads(json.dumps(traced.to_json()))) == traced.hash
+    assert traced.hash == replace(e, devices=Trace("b.csv", sha256="0" * 64)).hash

@@ -19,7 +19,10 @@ SOFTWARE = """@software{{raygrad,
   version = {{{version}}}
 }}"""
 
-What = Literal["recipes", "algorithms", "datasets", "partitioners", "models", "samplers", "schedules", "runs"]
+What = Literal[
+    "recipes", "algorithms", "datasets", "partitioners", "models", "samplers", "schedules", "devices", "stragglers",
+    "membership", "runs",
+]  # fmt: skip
 
 
 def list_(
@@ -36,6 +39,7 @@ def list_(
       raygrad list recipes
       raygrad list algorithms     then: raygrad run --set algorithm=scaffold
       raygrad list datasets       then: raygrad run --set data=fashion-mnist
+      raygrad list stragglers     then: raygrad run --set devices=lognormal --set stragglers=over-select
       raygrad list runs
     """
     if what == "runs":
@@ -55,14 +59,18 @@ def _registry(what: str) -> tuple[str, Mapping[str, type]]:
     from raygrad.algorithms import ALGORITHMS
     from raygrad.data.datasets import DATASETS
     from raygrad.data.partition import PARTITIONERS
+    from raygrad.devices import DEVICES
+    from raygrad.membership import MEMBERSHIPS
     from raygrad.models import MODELS
     from raygrad.samplers import SAMPLERS
     from raygrad.schedules import SCHEDULES
+    from raygrad.stragglers import POLICIES
 
     return {
         "algorithms": ("algorithm", ALGORITHMS), "datasets": ("data", DATASETS),
         "partitioners": ("partition", PARTITIONERS), "models": ("model", MODELS), "samplers": ("sampler", SAMPLERS),
-        "schedules": ("schedule", SCHEDULES),
+        "schedules": ("schedule", SCHEDULES), "devices": ("devices", DEVICES), "stragglers": ("stragglers", POLICIES),
+        "membership": ("membership", MEMBERSHIPS),
     }[what]  # fmt: skip
 
 

@@ -266,6 +266,17 @@ def _after_divergence(run: "LoadedRun", name: str) -> str:
     )
 
 
+def failed(run: "LoadedRun") -> str | None:
+    """What became of the clients, if some failed: with a damaged shard, with an update that is not finite, or so that
+    their hosts died. None if none did. Who is late or leaves on the modelled clock does not fail.
+    """
+    from raygrad.stragglers import Buffered
+    from raygrad.turnout import turnout
+
+    found = turnout(run.folder, isinstance(run.experiment.stragglers, Buffered))
+    return str(found) if found.failed or found.rejected else None
+
+
 def _finish(run: "LoadedRun", run_root: Path, quiet: bool, report: bool) -> None:
     """The table, the report and what can be done next."""
     from raygrad.page import write_report
@@ -274,6 +285,9 @@ def _finish(run: "LoadedRun", run_root: Path, quiet: bool, report: bool) -> None
     page = write_report([run.folder], run.folder / "report.html") if report else None
     if quiet:
         output.line(output.shown(run.folder))
+        said = failed(run)
+        if said is not None:
+            print(f"clients  {said}", file=sys.stderr)
         return
     name = output.run_name(run.folder, run_root)
     output.line("")
