@@ -141,7 +141,8 @@ class RayExecutor:
             self._phases, self._references = [], {}
         self._phases.append(phase)
         if self._joined:
-            _ship_by_value(phase.work.__module__)
+            for owner in (phase.work, type(getattr(phase.work, "__self__", None))):  # a method may be inherited
+                _ship_by_value(owner.__module__)
         self._news, self._unanswered = [], 0
         self._away_s += perf_counter() - self._left_s
         self._schedule.begin(phase.number, f"{phase.work.__qualname__} on {phase.part}")
