@@ -148,7 +148,8 @@ class RayExecutor:
         self._phases = [*self._phases[:kept], phase]
         self._references = {number: ref for number, ref in self._references.items() if number < kept}
         if self._joined:
-            _ship_by_value(phase.work.__module__)
+            for owner in (phase.work, type(getattr(phase.work, "__self__", None))):  # a method may be inherited
+                _ship_by_value(owner.__module__)
         self._news, self._unanswered = [], 0
         self._away_s += perf_counter() - self._left_s
         self._schedule.begin(kept, f"{phase.work.__qualname__} on {phase.part}", fresh)

@@ -1,18 +1,21 @@
 """What is learned about time: how long a gang takes, and how fast each host is beside the others.
 
 A gang's seconds are taken per client, work by work; what is typical is the median of the newest answers, whoever gave
-them. A host's speed is the typical time over its own, 1 for a typical host. Gangs of unequal clients make both noisy;
-what depends on them costs time when they are wrong, never a bit.
+them. A host's speed is the typical time over its own, 1 for a typical host. Its first answer to a work takes longer (it
+reads shards, imports and builds what it needs) and counts only where there is no better one. Gangs of unequal clients
+make both noisy; what depends on them costs time when they are wrong, never a bit.
 """
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NEWEST = 33
 """So many of the newest answers say what is typical of a work."""
 KEPT = 0.7
 """How much of what a host did before still counts after its next answer."""
+STALE = 20.0
+"""A host's speed is to be measured anew when it was silent for so many times its newest gang."""
 
 
 @dataclass
@@ -21,7 +24,10 @@ class _Record:
 
     typical_s: float = 0.0
     own_s: float = 0.0
-    heard_s: float = 0.0
+    provisional: bool = True  # only a first answer counts so far
+    newest_s: float = 0.0
+    heard_s: float = 0.0  # when
+    known: set[str] = field(default_factory=set)  # works that it answered before
 
 
 class Pace:
@@ -31,19 +37,35 @@ class Pace:
         self._newest: dict[str, deque[float]] = {}  # per client
         self._typical: dict[str, float] = {}
         self._longest: dict[str, float] = {}
+        self._provisional: set[str] = set()  # works of which only hosts' first answers are known
         self._hosts: dict[Hashable, _Record] = {}
 
     def learn(self, host: Hashable, work: str, clients: int, seconds: float, now: float) -> None:
         """`host` ran `work` at so many clients in so many seconds."""
-        each = seconds / clients
-        newest = self._newest.setdefault(work, deque(maxlen=NEWEST))
-        newest.append(each)
-        self._typical[work] = sorted(newest)[(len(newest) - 1) // 2]
-        self._longest[work] = max(each, self._longest.get(work, 0.0))
         record = self._hosts.setdefault(host, _Record())
-        record.typical_s = KEPT * record.typical_s + self._typical[work] * clients
-        record.own_s = KEPT * record.own_s + seconds
-        record.heard_s = now
+        first = work not in record.known
+        self._learn_work(work, seconds / clients, first)
+        record.newest_s, record.heard_s = seconds, now
+        if not first or not record.known:
+            if record.provisional:
+                record.typical_s = record.own_s = 0.0
+                record.provisional = first
+            record.typical_s = KEPT * record.typical_s + self._typical[work] * clients
+            record.own_s = KEPT * record.own_s + seconds
+        record.known.add(work)
+
+    def _learn_work(self, work: str, each_s: float, first: bool) -> None:
+        """A client took so long; `first` if that was new to its host."""
+        newest = self._newest.setdefault(work, deque(maxlen=NEWEST))
+        self._longest[work] = max(each_s, self._longest.get(work, 0.0))
+        if first and not newest:
+            self._provisional.add(work)
+        elif not first and work in self._provisional:
+            newest.clear()
+            self._provisional.remove(work)
+        if not first or work in self._provisional:
+            newest.append(each_s)
+            self._typical[work] = sorted(newest)[(len(newest) - 1) // 2]
 
     def forget(self, host: Hashable) -> None:
         """The host is gone."""
@@ -54,10 +76,10 @@ class Pace:
         record = self._hosts.get(host)
         return record.typical_s / record.own_s if record is not None and record.own_s > 0 else 1.0
 
-    def silent_s(self, host: Hashable, now: float) -> float:
-        """Seconds since the host last answered; 0 if it never did."""
+    def stale(self, host: Hashable, now: float) -> bool:
+        """Whether what is known of a host's speed may be wrong by now."""
         record = self._hosts.get(host)
-        return now - record.heard_s if record is not None else 0.0
+        return record is not None and (record.provisional or now - record.heard_s > STALE * record.newest_s)
 
     def expected_s(self, works: Sequence[str], clients: int) -> float | None:
         """How long a typical host takes for these works, one after another; None if the last was never answered."""

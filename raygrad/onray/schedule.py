@@ -24,8 +24,6 @@ GAIN_S = 0.2
 """What starting a gang again must save at least."""
 SLOW = 0.7
 """Below this speed it is asked whether a host would finish in time."""
-PROBE_S = 30.0
-"""A slow host that was silent for so long gets a copy of a gang that another one runs, to see how fast it is now."""
 HUNG_S = 30.0
 HUNG_TIMES = 20.0
 """A host hangs if its gang takes longer than HUNG_S and than so many times the longest one that was ever answered..."""
@@ -180,7 +178,8 @@ class Schedule:
                 self.waiting.remove(job)
             return job, host, False
         for host in idle:
-            if self.pace.speed(host) < SLOW and self.pace.silent_s(host, now) > PROBE_S:
+            if self.pace.speed(host) < SLOW and self.pace.stale(host, now):
+                # A copy of what another one runs shows how fast it is now.
                 job = next((c.job for h in self.hosts for c in h.calls[:1] if _single(c)), None)
                 if job is not None:
                     return job, host, True

@@ -49,7 +49,7 @@ def test_pace_knows_typical_times_and_speeds() -> None:
     assert pace.expected_s(["b", "a"], 3) == pytest.approx(3.0)
     assert pace.longest_s(["a"], 1) == pytest.approx(10.0)
     assert pace.speed("x") == pytest.approx(1.0) and pace.speed("z") == pytest.approx(0.1)
-    assert pace.silent_s("z", 12.0) == 7.0
+    assert not pace.stale("z", 405.0) and pace.stale("z", 405.1)
     pace.forget("z")
     assert pace.speed("z") == 1.0
 
@@ -150,13 +150,28 @@ def test_a_gang_whose_scratch_lies_on_a_busy_host_moves_if_that_is_sooner() -> N
     assert not s.waiting
 
 
+def test_first_answers_count_until_there_are_better_ones() -> None:
+    pace = Pace()
+    pace.learn("x", "a", 1, 9.0, 0.0)
+    pace.learn("y", "a", 1, 7.0, 0.0)
+    assert pace.expected_s(["a"], 1) == 7.0
+    pace.learn("x", "a", 1, 1.0, 0.0)
+    assert pace.expected_s(["a"], 1) == 1.0 and pace.speed("x") == 1.0
+    pace.learn("z", "a", 1, 20.0, 0.0)
+    assert pace.expected_s(["a"], 1) == 1.0 and pace.speed("z") == 0.05
+    assert pace.stale("z", 0.0)  # a new host is measured again at once
+    pace.learn("z", "a", 1, 1.0, 0.0)
+    assert pace.speed("z") == 1.0 and not pace.stale("z", 0.0)
+
+
 def test_a_slow_silent_host_is_tried_with_a_copy() -> None:
-    s = schedule(3, 1, {0: 10.0, 1: 1.0, 2: 1.0})
-    submit(s, 0.0)
-    assert s.again(0.5) is None
-    s = schedule(3, 1, {0: 10.0, 1: 1.0, 2: 1.0})
-    submit(s, rules.PROBE_S + 1)
-    found = s.again(rules.PROBE_S + 1.5)
+    learned = {1: 1.0, 2: 1.0, 0: 10.0}
+    s = schedule(3, 1, learned)
+    submit(s, 100.0)
+    assert s.again(100.5) is None
+    s = schedule(3, 1, learned)
+    submit(s, 201.0)
+    found = s.again(201.5)
     assert found is not None and found[1] is s.hosts[0] and found[2]
 
 
