@@ -143,16 +143,17 @@ class RayExecutor:
             self._left_s = perf_counter()
 
     def _begin(self, phase: Phase) -> None:
-        fresh = not self._phases or self._phases[0].conversation != phase.conversation
-        kept = 0 if fresh else phase.number  # a phase may come again, for gangs that a client had to leave
-        self._phases = [*self._phases[:kept], phase]
-        self._references = {number: ref for number, ref in self._references.items() if number < kept}
+        number = phase.number
+        again = len(self._phases) > number and self._phases[number] is phase
+        self._phases = [*self._phases[:number], phase]
+        if not again:
+            self._references = {n: ref for n, ref in self._references.items() if n < number}
         if self._joined:
             for owner in (phase.work, type(getattr(phase.work, "__self__", None))):  # a method may be inherited
                 _ship_by_value(owner.__module__)
         self._news, self._unanswered = [], 0
         self._away_s += perf_counter() - self._left_s
-        self._schedule.begin(kept, f"{phase.work.__qualname__} on {phase.part}", fresh)
+        self._schedule.begin(number, f"{phase.work.__qualname__} on {phase.part}", again)
 
     def _told(self) -> Iterator[Done]:
         news, self._news = self._news, []

@@ -95,9 +95,9 @@ class Schedule:
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    def begin(self, number: int, work: str, fresh: bool) -> None:
-        """Phase `number` of its conversation begins, perhaps again; `fresh`: it is another conversation."""
-        if fresh:
+    def begin(self, number: int, work: str, again: bool = False) -> None:
+        """Phase `number` of its conversation begins, or comes again for gangs that are owed once more."""
+        if number == 0 and not again:
             self._owners = {}
         self.works = [*self.works[:number], work]
 

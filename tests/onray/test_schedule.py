@@ -10,7 +10,7 @@ from raygrad.onray.schedule import Call, Host, Job, Schedule
 
 
 def gangs(count: int) -> list[Job]:
-    return [Job(Gang(i, i, np.array([i]), np.ones(1))) for i in range(count)]
+    return [Job(Gang(i, np.array([i]), np.ones(1), np.ones(1), ())) for i in range(count)]
 
 
 def schedule(hosts: int, jobs: int, learned: dict[int, float] | None = None, number: int = 0) -> Schedule:
@@ -18,7 +18,7 @@ def schedule(hosts: int, jobs: int, learned: dict[int, float] | None = None, num
     s = Schedule()
     s.hosts = [Host(None, f"h{i}") for i in range(hosts)]
     for k in range(number + 1):
-        s.begin(k, f"phase{k}", k == 0)
+        s.begin(k, f"phase{k}")
     for _ in range(5):
         for i, seconds in (learned or {}).items():
             for work in s.works:
@@ -136,7 +136,7 @@ def test_a_gang_whose_scratch_lies_on_a_busy_host_moves_if_that_is_sooner() -> N
     calls = submit(s, 0.0)
     answer(s, calls[1], 1.0)
     calls[0].wanted = False  # it was answered elsewhere, and the host is still busy
-    s.begin(1, "phase1", False)
+    s.begin(1, "phase1")
     owner, other = calls[0].host, calls[1].host
     s._owners = {0: other, 1: owner}
     for host in s.hosts:
