@@ -322,7 +322,10 @@ class Driver:
         if getattr(self.failures, failure.kind) == "stop" or phase.part == "test":
             if failure.kind == "nan":
                 raise Diverged(f"{failure.what} of {phase.work.__name__}", phase.round, failure.client)
-            raise Stopped(f"{failure.what}; then resume, or go on without such clients: failures.{failure.kind}=skip")
+            raise Stopped(
+                f"{failure.what}; then resume, or go on without such clients: resume with --set "
+                f"failures.{failure.kind}=skip"
+            )
         return {"nan": REJECTED, "data": DAMAGED, "killer": KILLER}[failure.kind]
 
     def _killer(self, phase: Phase, gang: Gang, operations: list[Operation]) -> Failure:
@@ -338,7 +341,7 @@ class Driver:
         if self.failures.killer == "stop":
             raise Stopped(
                 f"{where} was lost {why}; resume, or look for the client that kills its hosts and go on without it: "
-                "failures.killer=skip"
+                "resume with --set failures.killer=skip"
             )
         index = -1  # no gang of the cohort's: nothing that is kept for those is touched
         while len(suspects) > 1:

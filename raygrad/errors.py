@@ -51,7 +51,8 @@ class Diverged(RaygradError):
 
     def __str__(self) -> str:
         where = "on the server" if self.client is None else f"at client {self.client}"
-        return f"{self.what} is not finite in round {self.round} {where}; a smaller algorithm.lr often helps"
+        also = "" if self.client is None else ", or go on without such updates: resume with --set failures.nan=skip"
+        return f"{self.what} is not finite in round {self.round} {where}; a smaller algorithm.lr often helps{also}"
 
 
 class BelowQuorum(RaygradError):

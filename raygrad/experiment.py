@@ -153,8 +153,10 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """The sha256 of everything but `rounds` (a run may be extended) and where files lie whose contents count."""
-        found = {**self.to_json(), "rounds": None, "init": None}
+        """The sha256 of everything but what may change on a resume (`rounds`; `failures`, which says what happens when
+        a client fails) and where files lie whose contents count.
+        """
+        found = {**self.to_json(), "rounds": None, "failures": None, "init": None}
         if found["devices"].get("sha256"):
             found["devices"] = {**found["devices"], "path": None}
         return hashlib.sha256(config.canonical(found)).hexdigest()

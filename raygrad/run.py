@@ -42,6 +42,7 @@ from raygrad.talk import (
     REJECTED,
     STALE,
     UNAVAILABLE,
+    Failures,
     Played,
     ServerState,
 )
@@ -123,14 +124,20 @@ def resume(
     run: str | Path,
     *,
     rounds: int | None = None,
+    failures: Failures | None = None,
     where: Where | None = None,
     run_root: str | Path = "runs",
     say: _Progress = lambda line: None,
 ) -> Generator[Round, None, None]:
-    """Continue a run from its newest checkpoint, to `rounds` in total if given, bitwise as if it had never stopped."""
+    """Continue a run from its newest checkpoint, to `rounds` in total if given, bitwise as if it had never stopped.
+
+    `failures` says what happens to failing clients from there on.
+    """
     loaded = load(run, run_root)
     if rounds is not None:
         loaded = extend(loaded, rounds)
+    if failures is not None:
+        loaded = replace(loaded, experiment=replace(loaded.experiment, failures=failures))
     yield from play(replace(loaded, where=where or loaded.where), say=say)
 
 
@@ -251,7 +258,7 @@ def play(
         found = checkpoint.latest(run.folder)
         if found is not None and found.extra["hash"] != run.experiment.hash:
             raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
-        if plan.experiment.rounds != record["experiment"]["rounds"]:
+        if plan.experiment.to_json() != record["experiment"]:
             _write_experiment(run.folder, run.name, plan.experiment)
         if injector is not None:
             plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))

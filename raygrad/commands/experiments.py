@@ -49,6 +49,15 @@ def choose(text: str, settings: Iterable[str] = (), given: Given | None = None) 
     return Chosen(experiment, chosen.name)
 
 
+def change_failures(experiment: Experiment, settings: Iterable[str]) -> Experiment:
+    """A run's experiment with other settings of `failures`. Raises BadInput for any other field."""
+    assignments = [_split(s) for s in settings]
+    for path, _ in assignments:
+        if not path.startswith("failures."):
+            raise BadInput(f"--set {path}: a run goes on as it began, but for rounds and failures; start a new run")
+    return config.assign_all(experiment, assignments)
+
+
 def _split(setting: str) -> tuple[str, str]:
     path, equals, value = setting.partition("=")
     if not (path.strip() and equals):

@@ -138,6 +138,10 @@ def resume(
         int | None,
         typer.Option("--rounds", help="Go on to this many rounds in total.", show_default=False),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Set a field of failures: failures.nan=skip, … Repeatable."),
+    ] = None,
     on: options.On = None,
     hosts: options.Hosts = None,
     address: options.Address = None,
@@ -161,6 +165,7 @@ def resume(
       raygrad resume digits/ID --rounds 400   400 rounds in total
       raygrad resume digits --hosts 4         on more hosts: the same bits
       raygrad resume digits --on local        without Ray: the same bits
+      raygrad resume digits --set failures.nan=skip    without a failing client
     """
     from dataclasses import replace
 
@@ -172,6 +177,8 @@ def resume(
     loaded = load(run, run_root)
     if rounds is not None:
         loaded = engine.extend(loaded, rounds)
+    if settings:
+        loaded = replace(loaded, experiment=experiments.change_failures(loaded.experiment, settings))
     where = experiments.place(
         {
             "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,

@@ -10,9 +10,10 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
+from raygrad.commands.experiments import change_failures
 from raygrad.data.shards import Shards
 from raygrad.devices import Exponential, LogNormal
-from raygrad.errors import BelowQuorum, Diverged, Stopped
+from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.faults import Fault, random_plan
 from raygrad.run import create, play
@@ -21,7 +22,7 @@ from raygrad.samplers import Uniform
 from raygrad.stragglers import Buffered, OverSelect
 from raygrad.talk import Failures
 from raygrad.verify import problem
-from raygrad.verify_faults import WHY, Trial, contents, disturbed, small, trial, trials
+from raygrad.verify_faults import WHY, Trial, _Injector, contents, disturbed, small, trial, trials
 
 LOCAL = Where(on="local")
 SEEDS = range(50)
@@ -203,3 +204,23 @@ def test_a_shard_that_is_really_damaged(tmp_path: Path) -> None:
     for _ in play(stops):
         pass
     assert load(stops.folder).digest() == plays(replace(e, failures=Failures()), tmp_path).digest()
+
+
+def test_a_stopped_run_goes_on_without_the_client_if_told_so(tmp_path: Path) -> None:
+    """What happens to failing clients may be changed on a resume; nothing else may."""
+    e = small(experiment("fedavg", 0), 4)
+    client = next(c for r, c in outcomes(plays(e, tmp_path)) if r == 3)
+    fault = Fault("nan", 3, 0, client)
+    expected = plays(e, tmp_path, fault)
+    run = create(replace(e, failures=Failures()), LOCAL, run_root=tmp_path, name="stops")
+    injector = _Injector([fault], tmp_path / "stash")
+    with pytest.raises(Diverged, match="resume with --set failures.nan=skip"):
+        list(play(run, injector=injector))
+    told = replace(
+        load(run.folder), experiment=change_failures(run.experiment, ["failures.nan=skip", "failures.quorum=0"])
+    )
+    list(play(told, injector=injector))
+    assert load(run.folder).digest() == expected.digest()
+    assert load(run.folder).experiment.failures.nan == "skip"
+    with pytest.raises(BadInput, match=r"--set algorithm.lr: a run goes on as it began"):
+        change_failures(run.experiment, ["algorithm.lr=0.2"])
