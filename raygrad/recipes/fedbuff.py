@@ -1,0 +1,28 @@
+"""Asynchronous training: FedBuff on handwritten digits, with clients of very different speeds on a virtual clock."""
+
+from raygrad.algorithms.fedavg import FedAvg
+from raygrad.data.datasets import Digits
+from raygrad.data.partition import Dirichlet
+from raygrad.devices import LogNormal
+from raygrad.experiment import Experiment
+from raygrad.local import Local
+from raygrad.models import DigitsCNN
+from raygrad.samplers import Uniform
+from raygrad.stragglers import Buffered
+
+
+def recipe() -> Experiment:
+    """FedBuff on scikit-learn's 8 x 8 digits: 20 of 50 clients are at work at any moment, the server steps at every 5
+    answers.
+    """
+    return Experiment(
+        data=Digits(),
+        partition=Dirichlet(clients=50, concentration=0.5),
+        model=DigitsCNN(),
+        algorithm=FedAvg(lr=0.1),
+        local=Local(steps=5, batch_size=10),
+        sampler=Uniform(cohort=5),  # of a synchronous run, for comparison: --set stragglers=wait
+        devices=LogNormal(sigma=1.0, examples_per_s=100.0),
+        stragglers=Buffered(report_goal=5, concurrency=20),
+        rounds=120,
+    )
