@@ -443,8 +443,11 @@ def matching_betas(alpha: float, steps: float) -> tuple[float, float]:
 def net_alignment(v: RunView) -> NetAlignment | None:
     """What is known of a run's algorithm: FedGA (also of the user's own), GradAlign, FedAvg, fresh SCAFFOLD; else None.
 
-    K is `local.steps`, or the mean over clients of what `local.epochs` gives them; GradAlign has K = 1.
+    K is `local.steps`, or the mean over clients of what `local.epochs` gives them; GradAlign has K = 1. Nothing
+    is known where clients start from different models, or make different parts of their steps.
     """
+    if v.settings.get("stragglers.kind") in ("buffered", "partial-work"):
+        return None
     kind = str(v.settings.get("algorithm.kind"))
     kind = "fedga" if kind.endswith(":FedGA") else kind
     alpha, beta, scale = (_real(v.settings.get(f"algorithm.{f}")) for f in ("lr", "beta", "server_lr"))

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from raygrad.algorithms import ALGORITHMS
 from raygrad.errors import EXIT_CODES
+from raygrad.samplers import SAMPLERS
+from raygrad.stragglers import POLICIES
 from raygrad.verify import suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +61,36 @@ def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {}
     exec(code.replace('"rounds", "20"', '"rounds", "5"'), names)
     assert names["table"].num_rows == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("page", "found"), [
+    ("stragglers.md", {"present": [10, 10, 8, 8, 9, 9], "len(clients)": 13, "closing.counts.sum()": 10}),
+    ("sampling.md", {"set(cohort.clients % 2)": {1}, "len(cohort)": 4}),
+])  # fmt: skip
+def test_python_blocks_run(
+    page: str, found: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in blocks(ROOT / "docs" / page, "python"):
+        exec(code, names)
+    for expression, value in found.items():
+        assert eval(expression, names) == value
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for file, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text()):
+        assert (ROOT / file).is_file(), f"{page.name} names {file}"
+        assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.M), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize(("page", "registry"), [("stragglers.md", POLICIES), ("sampling.md", SAMPLERS)])
+def test_pages_name_every_kind_and_field(page: str, registry: dict[str, type]) -> None:
+    text = (ROOT / "docs" / page).read_text()
+    for kind, cls in registry.items():
+        assert re.search(rf"^\| `{kind}`", text, re.M), kind
+        assert [f.name for f in fields(cls) if f"`{f.name}`" not in text] == []
 
 
 def test_contributing_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from raygrad import Experiment, Where, load, rounds
 from raygrad.data.datasets import Idx
 from raygrad.recipes import RECIPES
+from raygrad.stragglers import WaitForAll
 
 FOLDER = Path(__file__).resolve().parents[1] / "raygrad" / "recipes"
 SHAPES = {
@@ -110,6 +111,16 @@ def test_the_main_job_learns(tmp_path: Path) -> None:
     experiment = replace(RECIPES["digits"](), rounds=10)
     last = list(rounds(experiment, Where(on="local"), run_root=tmp_path))[-1]
     assert last.validation is not None and last.validation["accuracy"] > 0.8
+
+
+def test_the_asynchronous_recipe_learns(tmp_path: Path) -> None:
+    """In a tenth of the virtual time that a round of five takes on average when the slowest is waited for."""
+    experiment = replace(RECIPES["fedbuff"](), rounds=25, probe=replace(RECIPES["fedbuff"]().probe, every=0))
+    last = list(rounds(experiment, Where(on="local"), run_root=tmp_path))[-1]
+    assert last.validation is not None and last.validation["accuracy"] > 0.8
+    waiting = replace(experiment, stragglers=WaitForAll(), rounds=3)
+    slow = list(rounds(waiting, Where(on="local"), run_root=tmp_path))[-1]
+    assert last.virtual_s / 25 < 0.1 * slow.virtual_s / 3
 
 
 def test_a_copied_recipe_stands_alone() -> None:

@@ -519,6 +519,8 @@ def test_the_net_coefficient() -> None:
         ({"kind": "scaffold-fresh", "lr": 0.1}, 0.0, "aligned as much as by K steps"),
         ({"kind": "scaffold", "lr": 0.1}, None, ""),
         ({"kind": "mine:Other", "lr": 0.1, "beta": 0.5}, None, ""),
+        ({"kind": "fedavg", "lr": 0.1, "stragglers": "buffered"}, None, ""),
+        ({"kind": "fedavg", "lr": 0.1, "stragglers": "partial-work"}, None, ""),
     ],
 )
 def test_what_theory_says_of_a_run(tmp_path: Path, algorithm: dict[str, object], net: float | None, says: str) -> None:

@@ -13,6 +13,7 @@ from raygrad.recipes import (
     emnist47_het,
     emnist47_iid,
     emnist_letters_het,
+    fedbuff,
     logistic,
     mnist_het,
     quadratic,
@@ -26,6 +27,7 @@ RECIPES: dict[str, Callable[[], Experiment]] = {
     "emnist47-het": emnist47_het.recipe,
     "emnist47-iid": emnist47_iid.recipe,
     "cifar10-iid": cifar10_iid.recipe,
+    "fedbuff": fedbuff.recipe,
     "logistic": logistic.recipe,
     "quadratic": quadratic.recipe,
 }
