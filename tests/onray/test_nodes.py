@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import ray
@@ -93,6 +94,22 @@ def test_the_autoscaler_is_asked_and_released(tmp_path: Path, monkeypatch: pytes
     RayExecutor(spec, 1).close()
     RayExecutor(spec, "auto", joined=False).close()
     assert asked == []
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_where_the_autoscaler_grants_nothing_less_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grants all or nothing, and nobody knows how much there could be."""
+    asked: list[int] = []
+    monkeypatch.setattr(cluster, "ask_for", lambda hosts, gpus: asked.append(hosts))
+    spec = make_plan(fedga(), Where(on="local"), tmp_path).spec
+    executor = RayExecutor(spec, "auto")
+    asked.clear()
+    now = perf_counter()
+    for have in (2, 2, 2, 4, 4):
+        now += pool.ASK_S + 1
+        executor.pool._ask(18, have, now)
+    executor.close()
+    assert asked == [10, 6, 4, 8, 6, 0]  # 2 + 8, 2 + 4, 2 + 2; then 4 + 4, 4 + 2
 
 
 @pytest.mark.usefixtures("ray_local")
