@@ -85,9 +85,10 @@ def check_room(where: Where, may_grow: bool = False) -> None:
     room = group_room(where.gpus_per_host)
     if room is not None:
         if wanted.fewest > room:
+            each = " and ".join(f"{number:g} {kind}" for kind, number in _needs(where.gpus_per_host).items())
             raise BadInput(
                 f"hosts is {where.hosts}, but the placement group has room for {room} beside this task; "
-                f"each needs {_needs(where.gpus_per_host)}"
+                f"each needs {each}"
             )
         return
     if wanted.elastic and may_grow:

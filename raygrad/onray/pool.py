@@ -32,6 +32,9 @@ STARTS = 8
 """How many times in a row every place may fail to get a host that starts."""
 LOOK_S = 1.0
 """Between two looks at how many hosts there should be."""
+ASK_S = 60.0
+"""So long after an ask that brought no node, less is asked of the autoscaler."""
+ANY_NUMBER = 1 << 20
 
 
 class Pool:
@@ -59,7 +62,8 @@ class Pool:
         self._actor_class = host_class(gpus_per_host)
         self._spec = ray.put(spec)
         self._asks = hosts.elastic and joined and self._group_room is None
-        self._asked = 0
+        self._asked = self._had = 0
+        self._step, self._step_s = ANY_NUMBER, perf_counter()
         self._gangs = self._wanted = 0
         self._look_s = 0.0
         self._short_s: float | None = None
@@ -90,11 +94,11 @@ class Pool:
         if now < self._look_s and gangs < 2 * self._gangs:
             return
         self._look_s, self._gangs = now + LOOK_S, gangs
-        if self._asks and self._asked != (wanted := max(self._range.fewest, self._range.at_most(gangs))):
-            cluster.ask_for(wanted, self._gpus)
-            self._asked = wanted
+        room, useful = self._room(gangs), max(self._range.fewest, self._range.at_most(gangs))
+        if self._asks:
+            self._ask(useful, max(room, len(self.hosts)), now)
         if now >= self._start_s:
-            self._wanted = self._target(gangs)
+            self._wanted = max(self._range.fewest, min(useful, room)) - self._refused
             for _ in range(self._wanted - len(self.hosts)):
                 self._start(self._actor_class.remote())
         fewest = self._range.fewest if self._range.elastic else 1
@@ -162,18 +166,29 @@ class Pool:
         if not self.hosts:
             raise error
 
-    def _target(self, gangs: int) -> int:
-        """How many hosts there should be, those that are starting included."""
+    def _room(self, gangs: int) -> int:
+        """How many hosts there is room for, those that we have included."""
         wanted = self._range
-        if not wanted.elastic:
-            return wanted.fewest - self._refused
-        most = wanted.at_most(gangs)
+        if not wanted.elastic or len(self.hosts) >= wanted.at_most(gangs):
+            return len(self.hosts)
         if self._group_room is not None:
-            most = min(most, self._group_room)
-        elif len(self.hosts) < most:
-            # Those that are starting may hold their room already or not, so they are not counted.
-            most = min(most, len(self.ready) + cluster.free_room(self._gpus))
-        return max(wanted.fewest, most) - self._refused
+            return self._group_room
+        # Those that are starting may hold their room already or not, so they are not counted.
+        return len(self.ready) + cluster.free_room(self._gpus)
+
+    def _ask(self, useful: int, have: int, now: float) -> None:
+        """Ask the autoscaler for what is of use. It grants all or nothing: where nothing comes, ask for half as much
+        more.
+        """
+        if have > self._had:
+            self._step, self._step_s = 2 * self._step, now
+        elif have < useful and now - self._step_s > ASK_S:
+            self._step, self._step_s = max(1, min(self._step, useful - have) // 2), now
+        self._had = have
+        wanted = max(self._range.fewest, min(useful, have + self._step))
+        if wanted != self._asked:
+            cluster.ask_for(wanted, self._gpus)
+            self._asked = wanted
 
 
 def wait(references: list[Any], timeout_s: float) -> list[Any]:

@@ -23,7 +23,7 @@ that the first attempt won nevertheless, which happens where gangs are unequal."
 GAIN_S = 0.2
 """What starting a gang again must save at least."""
 SLOW = 0.7
-"""Below this speed it is asked whether a host would finish in time."""
+"""Below this part of the fastest host's speed it is asked whether a host would finish in time."""
 HUNG_S = 30.0
 HUNG_TIMES = 20.0
 """A host hangs if its gang takes longer than HUNG_S and than so many times the longest one that was ever answered..."""
@@ -178,7 +178,7 @@ class Schedule:
                 self.waiting.remove(job)
             return job, host, False
         for host in idle:
-            if self.pace.speed(host) < SLOW and self.pace.stale(host, now):
+            if self._slow(host) and self.pace.stale(host, now):
                 # A copy of what another one runs shows how fast it is now.
                 job = next((c.job for h in self.hosts for c in h.calls[:1] if _single(c)), None)
                 if job is not None:
@@ -261,19 +261,26 @@ class Schedule:
                         found.append((job, end_s))
         return found
 
+    def _slow(self, host: Host) -> bool:
+        """Whether another host is much faster; never true of the fastest."""
+        return self.pace.speed(host) < SLOW * max(self.pace.speed(h) for h in self.hosts if not h.stuck or h is host)
+
     def _too_late(self, job: Job, host: Host, now: float) -> bool:
         """Whether a slow host would finish `job` after the others could have done all that is left."""
-        speed = self.pace.speed(host)
-        if speed >= SLOW or self._owners.get(job.gang.index) is host:
+        if self._owners.get(job.gang.index) is host or not self._slow(host):
             return False
         others = [h for h in self.hosts if h is not host and not h.stuck]
         each = self.pace.expected_s(self.works[-1:], 1)
-        cost = self._cost(job, host)
-        if not others or each is None or cost is None:
+        mine = self._cost(job, host)
+        if each is None or mine is None:
             return False
-        theirs = sum(self._busy_s(h, now) * self.pace.speed(h) for h in others)
-        theirs += each * sum(len(j.gang.working) for j in self.waiting) + each * self.unread * len(job.gang.working)
-        return self._busy_s(host, now) + cost > theirs / sum(self.pace.speed(h) for h in others)
+        speeds = [self.pace.speed(h) for h in others]
+        busy = [self._busy_s(h, now) for h in others]
+        clients = len(job.gang.working)
+        left = each * (sum(len(j.gang.working) for j in self.waiting) + self.unread * clients)
+        all_of_it = (left + sum(b * v for b, v in zip(busy, speeds, strict=True))) / sum(speeds)
+        this_one = min(b + each * clients / v for b, v in zip(busy, speeds, strict=True))
+        return self._busy_s(host, now) + mine > max(all_of_it, this_one)
 
     def _limit_s(self, call: Call) -> float:
         longest = self.pace.longest_s(call.works, len(call.job.gang.working))

@@ -134,4 +134,5 @@ if __name__ == "__main__":
     parser.add_argument("--sleep", type=float, default=1.0, help="seconds of a client's work (default 1)")
     parser.add_argument("--rounds", type=int, default=6)
     given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     main(given.folder, given.sleep, given.rounds)

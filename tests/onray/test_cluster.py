@@ -26,6 +26,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         (Where(address="ray://127.0.0.1:10001"), "neither auto nor HOST:PORT"),
         (Where(address="127.0.0.1:1"), "no Ray answers at 127.0.0.1:1"),
         (Where(hosts=16 * (os.cpu_count() or 1) + 1), r"this machine has \d+ cores; ask for at most"),
+        (Where(hosts="999999..1000000"), r"hosts is 999999..1000000, but this machine has \d+ cores"),
         (Where(gpus_per_host=0.5, device="cpu"), "the device is cpu"),
     ],
 )

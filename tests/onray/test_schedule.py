@@ -7,6 +7,7 @@ from raygrad.gang import Gang
 from raygrad.onray import schedule as rules
 from raygrad.onray.pace import Pace
 from raygrad.onray.schedule import Call, Host, Job, Schedule
+from raygrad.rng import Purpose, rng
 
 
 def gangs(count: int) -> list[Job]:
@@ -82,8 +83,12 @@ def test_a_slow_host_gets_what_it_finishes_in_time() -> None:
 
 
 def test_alone_even_a_slow_host_gets_everything() -> None:
-    s = schedule(2, 4, {0: 1.0, 1: 1.0})
-    s.pace.learn(s.hosts[0], "phase0", 1, 100.0, 0.0)
+    s = schedule(3, 4, {0: 1.0, 1: 1.0, 2: 1.0})
+    for i, host in enumerate(s.hosts):
+        s.pace.learn(host, "phase0", 1, 10.0 + 50 * i, 0.0)
+    assert all(s.pace.speed(h) < rules.SLOW for h in s.hosts)
+    assert [c.host.name for c in submit(s, 0.0)] == ["h0"]  # all are slow: the fastest takes what there is
+    s = schedule(2, 4, {1: 1.0, 0: 100.0})
     s.hosts = s.hosts[:1]
     assert len(submit(s, 0.0)) == 2
 
@@ -196,3 +201,38 @@ def test_ending_a_call_begins_the_next() -> None:
     assert second.began_s == 3.0 and s.hosts[0].calls == [second]
     s.gone(s.hosts[0])
     assert s._owners == {} and s._last == {}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_hosts_do_every_gang_is_answered_once(seed: int) -> None:
+    """Speeds that differ and change, phases of any size: somebody always takes what is left."""
+    random = rng(seed, Purpose.CANARY)
+    s = Schedule()
+    s.hosts = [Host(None, f"h{i}") for i in range(random.integers(1, 6))]
+    now, count = 0.0, 0
+    for phase in range(12):
+        s.begin(phase % 2, f"phase{phase % 2}")
+        speeds = {h: 10.0 ** random.uniform(-1.5, 0.5) for h in s.hosts}
+        count = int(random.integers(1, 12)) if phase % 2 == 0 else count
+        s.waiting.extend(gangs(count))
+        answered: list[int] = []
+        while len(answered) < count:
+            submit(s, now)
+            while (late := s.again(now)) is not None:
+                s.place(late[0], late[1], now, late[2])
+            heads = [h.calls[0] for h in s.hosts if h.calls]
+            assert heads, "nobody works, but gangs are waiting"
+            ends = {c: c.began_s + len(c.works) / speeds[c.host] for c in heads}
+            call = min(heads, key=lambda c: ends[c])
+            if ends[call] > now + s.pause_s():
+                now += s.pause_s()
+                continue
+            now = max(now, ends[call])
+            others = [c for c in call.job.calls if c is not call]
+            answer(s, call, now)
+            if call.wanted:
+                answered.append(call.job.gang.index)
+                for other in others:
+                    other.wanted = False
+                    call.job.calls.remove(other)
+        assert sorted(answered) == list(range(count))
