@@ -26,7 +26,7 @@ from raygrad.gang import BUFFERS, Gang, Phase, cut, parted
 from raygrad.rng import Purpose, uniforms
 from raygrad.samplers import Cyclic
 from raygrad.stragglers import Buffered
-from raygrad.talk import ABSENT, ANSWERED, LEFT, STALE, Fates, Flight, Played, ServerState, Talk
+from raygrad.talk import ABSENT, ANSWERED, LEFT, STALE, UNAVAILABLE, Fates, Flight, Played, ServerState, Talk
 
 if TYPE_CHECKING:
     from raygrad.driver import Driver
@@ -78,7 +78,7 @@ class _Server:
     def __init__(self, driver: "Driver", state: ServerState, index: int, policy: Buffered) -> None:
         self._driver, self._state, self._index, self._policy = driver, state, index, policy
         self.clock_s = state.clock_s
-        self.started = 0
+        self.started = self.reached = 0  # clients that were asked, and those of them that were there
         self._busy: set[int] = set()  # who is at work, began or ended in this round
         self._draws = 0
         self.queue: list[_Event] = []
@@ -125,6 +125,7 @@ class _Server:
         finish = self._driver.finish(cohort.clients, self.cost, steps, self.bytes_down, self.clock_s, address)
         self.models[self._index] = self.model
         self.started += m
+        self.reached += int((finish.answers | (finish.seconds > 0)).sum())
         now = np.full(m, self.clock_s)
         self._push(cohort.clients, np.full(m, self._index), cohort.weights, now, now + finish.seconds, finish.answers)
 
@@ -139,7 +140,9 @@ class _Server:
                 break
             event = heapq.heappop(self.queue)
             self.clock_s = max(self.clock_s, event.end_s)
-            if not event.answers or (present is not None and event.client not in present):
+            if event.end_s == event.start_s and not event.answers:
+                outcome = UNAVAILABLE
+            elif not event.answers or (present is not None and event.client not in present):
                 outcome = LEFT
             elif oldest is not None and self._index - event.begun > oldest:
                 outcome = STALE
@@ -253,7 +256,7 @@ def play(driver: "Driver", state: ServerState, index: int, policy: Buffered) -> 
     fates = Fates(clients, weights, outcome, ended.seconds, steps, staleness, losses)
     talk = Talk(
         result, cohort, np.ones(answered, np.bool_), fates, clock_s - state.clock_s, 1, 1,
-        server.bytes_down * server.started, bytes_up, buffers, found.states, found.operations, server.started,
+        server.bytes_down * server.reached, bytes_up, buffers, found.states, found.operations, server.started,
     )  # fmt: skip
     known = driver.learned(state.sampler, index, cohort, fates)
     after = replace(state, algorithm=result, buffers=buffers, clock_s=clock_s, sampler=known, flight=server.flight())

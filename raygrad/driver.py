@@ -384,6 +384,7 @@ class _Conversation:
         self._buffers = buffers
         self._number, self._first = 0, first
         self._seconds = 0.0
+        self._unreached = 0  # clients that were not there in this phase
         self._communications = self._bytes_down = self._bytes_up = 0
         self._states: list[tuple[np.ndarray, Arrays]] = []
         self._operations: list[Operation] = []
@@ -404,6 +405,7 @@ class _Conversation:
         """One phase, with those that are still in it."""
         driver, number, asked = self._driver, self._number, self._inside.copy()
         down = self._bytes_each(ask)
+        self._unreached = 0
         steps = self._close(ask, down) if driver.devices.modelled and ask.charged else None
         if driver.faults and ask.charged:
             self._leave(driver.absent(self._cohort.clients, self._address[1], number) & self._inside, ABSENT)
@@ -417,7 +419,7 @@ class _Conversation:
         if ask.charged:
             driver.check_quorum(answered, len(self._cohort), self._address[1])
             self._communications += 1
-            self._bytes_down += down * len(ask.cohort)
+            self._bytes_down += down * (len(ask.cohort) - self._unreached)
             self._bytes_up += driver.bytes_up(found, answered)
             self._buffers = driver.mean_buffers(found, cohort, self._buffers)
             self._losses = np.full(len(self._cohort), np.nan)
@@ -464,6 +466,7 @@ class _Conversation:
         gone = np.where(finish.seconds == 0, UNAVAILABLE, LEFT)
         why = np.where(finish.answers, LATE, gone)
         self._leave(inside[~closing.counts], why[~closing.counts])
+        self._unreached = int((why[~closing.counts] == UNAVAILABLE).sum())
         self._seconds += closing.seconds
         return closing.steps if (closing.steps < full).any() else None
 

@@ -187,7 +187,7 @@ class Reached:
 
 def experiment_hash(experiment: Mapping[str, object]) -> str:
     """The hash of an experiment.json's settings, as `Experiment.hash` is; a test holds the two together."""
-    counted = {**experiment, "rounds": None, "init": None}
+    counted = {n: None if n in ("rounds", "failures", "init") else v for n, v in experiment.items()}
     devices = experiment.get("devices")
     if isinstance(devices, dict) and devices.get("sha256"):
         counted["devices"] = {**devices, "path": None}

@@ -304,6 +304,20 @@ def test_staleness_counts_steps_and_discounts(tmp_path: Path) -> None:
     assert stale > 3
 
 
+def test_who_is_not_there_is_told_apart_and_not_charged(tmp_path: Path) -> None:
+    devices = LogNormal(availability=0.5)
+    for policy in (Buffered(2, 5), WaitForAll()):
+        e = experiment(FedAvg(), devices=devices, stragglers=policy, rounds=8, failures=Failures(quorum=0))
+        size = planned(e, tmp_path).x.nbytes
+        missing = 0
+        for played, _ in states(e, tmp_path):
+            gone = int((played.talk.fates.outcome == "unavailable").sum())
+            assert not (played.talk.fates.outcome == "left").any()
+            assert played.talk.bytes_down == size * (played.talk.asked - gone)
+            missing += gone
+        assert missing > 5
+
+
 def test_an_asynchronous_step_by_hand(tmp_path: Path) -> None:
     """FedBuff: x + sum of discounted updates / goal, each from the model that its client was given."""
     e = experiment(

@@ -240,7 +240,8 @@ def _play(run: "LoadedRun", run_root: Path, screen: "Display", early: "EarlyStar
         e.add_note(_after_divergence(run, name))
         raise
     except (Stopped, BelowQuorum) as e:
-        e.add_note(f"continue it with `raygrad resume {name}`")
+        how = " --set failures.quorum=0` (or lower than it is)" if isinstance(e, BelowQuorum) else "`"
+        e.add_note(f"continue it with `raygrad resume {name}{how}")
         raise
     return played
 

@@ -12,7 +12,7 @@ from raygrad.stragglers import Buffered
 
 
 def recipe() -> Experiment:
-    """FedBuff on scikit-learn's 8 x 8 digits: 20 of 50 clients are always at work, the server steps every 5 answers.
+    """FedBuff on scikit-learn's 8 x 8 digits: 20 of 50 clients are at work at any moment, a step takes 5 answers.
 
     Its 600 answers take 11.6 virtual seconds and reach a test accuracy of 0.98 (seed 0; about 15 s on one core). The
     same clients waiting for the slowest (`--set stragglers=wait`) take 178 s for as many answers at five per round, and
