@@ -1,13 +1,13 @@
-"""Random plans of faults on a cluster whose nodes come and go all the time. Prints JSON: how each plan went.
+"""Random plans of faults on a cluster whose nodes come and go all the time. Writes found.json: how each plan went.
 
 python tests/faults/plans_on_nodes.py FOLDER
 """
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
 
 import ray
 from ray.cluster_utils import Cluster
@@ -27,13 +27,12 @@ FAST_HEALTH = {
 CHANGE_S = 15.0  # a host needs some seconds to start
 
 
-def come_and_go(cluster: Cluster, stop: Event, changes: list[int]) -> None:
-    """A new node joins, then the oldest is taken away, abruptly every other time."""
-    nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
-    while not stop.wait(CHANGE_S):
-        nodes.append(cluster.add_node(num_cpus=1))
-        cluster.remove_node(nodes.pop(0), allow_graceful=len(changes) % 2 == 0)
-        changes.append(len(nodes))
+def plans(folder: Path) -> list[dict[str, object]]:
+    e = replace(problem(FedGA(), 6), sampler=Uniform(5), gangs=Gangs(1, "loop"))
+    return [
+        {"ok": t.ok, "plan": [str(f) for f in t.plan], "detail": t.detail}
+        for t in trials(e, Where(hosts="1..2"), folder, plans=4, seed=2)
+    ]
 
 
 def main(folder: Path) -> None:
@@ -41,20 +40,18 @@ def main(folder: Path) -> None:
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": FAST_HEALTH},
     )
-    stop, changes = Event(), list[int]()
-    nodes = Thread(target=come_and_go, args=(cluster, stop, changes))
-    nodes.start()
-    ray.init(address=cluster.address, log_to_driver=False)
-    e = replace(problem(FedGA(), 6), sampler=Uniform(5), gangs=Gangs(1, "loop"))
-    found = [
-        {"ok": t.ok, "plan": [str(f) for f in t.plan], "detail": t.detail}
-        for t in trials(e, Where(hosts="1..2"), folder, plans=4, seed=2)
-    ]
-    stop.set()
-    nodes.join()
+    ray.init(address=cluster.address, log_to_driver=False)  # while there is only the head: it must not go
+    nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+    changes = 0
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(plans, folder)
+        while not wait([found], timeout=CHANGE_S).done:  # nodes are made in the main thread only
+            nodes.append(cluster.add_node(num_cpus=1))
+            cluster.remove_node(nodes.pop(0), allow_graceful=changes % 2 == 0)
+            changes += 1
+    (folder / "found.json").write_text(json.dumps({"plans": found.result(), "changes": changes}))
     ray.shutdown()
     cluster.shutdown()
-    print(json.dumps({"plans": found, "changes": len(changes)}))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from raygrad.driver import Executor
 from raygrad.errors import BadInput, Diverged, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.gang import Gang, Phase, cut, parted
+from raygrad.gang import Gang, Part, Phase, cut, parted
 from raygrad.onray import schedule
 from raygrad.onray.cluster import check_room
 from raygrad.onray.executor import RayExecutor
@@ -42,6 +42,12 @@ def drawn(plan: Plan, round: int) -> int:
     cohort = driver.sampler.draw(driver.pool(plan.start(), round, driver.sampler.cohort))
     assert isinstance(cohort, Cohort)
     return int(cohort.clients[0])
+
+
+def alone(plan: Plan) -> list[Gang]:
+    """Every client of the population in a gang of its own, in a first phase."""
+    weights, everybody = plan.population.weights, np.ones(len(plan.population), np.bool_)
+    return parted(cut(np.arange(len(weights)), weights, weights, 1), everybody, everybody)
 
 
 def planned(e: Experiment, folder: Path) -> Plan:
@@ -238,8 +244,7 @@ def test_gangs_in_flight_are_bounded(tmp_path: Path) -> None:
     executor = RayExecutor(plan.spec, 2)
 
     taken = answered = ahead = 0
-    everybody = np.ones(40, np.bool_)
-    gangs = parted(cut(np.arange(40), plan.population.weights, plan.population.weights, 1), everybody, everybody)
+    gangs = alone(plan)
 
     def source() -> Iterator[Gang]:
         nonlocal taken
@@ -360,7 +365,8 @@ def test_a_gang_that_is_lost_for_good_is_said_to_be(tmp_path: Path) -> None:
     algorithm = replace(plan.experiment.algorithm, victim=float(examples[0]))  # pyright: ignore[reportArgumentType]
     executor = RayExecutor(plan.spec, 2)
     parts = [np.flatnonzero(examples == examples[0]), np.flatnonzero(examples != examples[0])]
-    gangs = [Gang(i, 0, clients, np.ones(len(clients))) for i, clients in enumerate(parts)]
+    part = [Part(np.ones(len(clients), np.bool_), np.arange(len(clients))) for clients in parts]
+    gangs = [Gang(i, c, np.ones(len(c)), np.ones(len(c)), (part[i],)) for i, c in enumerate(parts)]
     for round, work, lost in ((1, algorithm.gradient, True), (2, FedAvg().local, False)):
         phase = Phase(("test", round), 0, work, {"x": plan.x.numpy()}, {}, (), "train", 1.0, None, True)
         done = list(executor.run(phase, iter(gangs)))
@@ -375,7 +381,7 @@ def test_a_phase_that_is_left_early_costs_the_next_one_nothing_but_time(tmp_path
     """Answers of the first are dropped: they are not mistaken for those of the second."""
     plan = planned(problem(FedAvg()), tmp_path)
     executor = RayExecutor(plan.spec, 2)
-    gangs = cut(np.arange(len(plan.population)), plan.population.weights, 1)
+    gangs = alone(plan)
     replies = []
     for conversation, factor in ((("test", 1), 1.0), (("test", 2), 0.5), (("test", 2), 0.5)):
         phase = Phase(conversation, 0, FedAvg().local, {"x": plan.x.numpy()}, {}, (), "train", factor, None, True)
