@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 NEWEST = 33
 """So many of the newest answers say what is typical of a work."""
-KEPT = 0.7
+KEPT = 0.9
 """How much of what a host did before still counts after its next answer."""
 STALE = 20.0
 """A host's speed is to be measured anew when it was silent for so many times its newest gang."""

@@ -22,7 +22,7 @@ LATE = 1.5
 that the first attempt won nevertheless, which happens where gangs are unequal."""
 GAIN_S = 0.2
 """What starting a gang again must save at least."""
-SLOW = 0.7
+SLOW = 0.5
 """Below this part of the fastest host's speed it is asked whether a host would finish in time."""
 HUNG_S = 30.0
 HUNG_TIMES = 20.0
@@ -144,7 +144,7 @@ class Schedule:
         The last gangs are not queued behind others, unless they are short: who is free first takes them.
         """
         last = not self.unread and len(self.waiting) <= len(self.hosts)
-        for host in sorted(self.hosts, key=lambda h: len(h.calls)):
+        for host in sorted(self.hosts, key=lambda h: (len(h.calls), -self.pace.speed(h))):
             if len(host.calls) >= IN_FLIGHT or host.alone or host.stuck:
                 continue
             pick = self._pick(host)
