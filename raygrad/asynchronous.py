@@ -114,8 +114,7 @@ class _Server:
             return
         busy = np.array(sorted(self._busy), np.int64)
         pool = self._driver.pool(replace(self._state, clock_s=self.clock_s), self._index, count, busy)
-        cohort = self._driver.sampler.draw(replace(pool, draw=self._draws))
-        assert isinstance(cohort, Cohort)
+        cohort = self._driver.drawn(replace(pool, draw=self._draws))
         self._draws += 1
         m = len(cohort)
         if not m:
@@ -186,6 +185,8 @@ def check(driver: "Driver", state: ServerState) -> None:
             f"the sampler {type(sampler).__name__} {why}: it cannot be asynchronous (stragglers=buffered); choose "
             "uniform, weighted, available or oort"
         )
+    if getattr(sampler, "unbiased", False):
+        raise BadInput("sampler.unbiased has no meaning in an asynchronous run (stragglers=buffered); leave it out")
     first_ask(driver.algorithm, state.algorithm, driver.population)
     cohort = Cohort(np.arange(1), np.ones(1), driver.population)
     conversation = driver.algorithm.round(state.algorithm, cohort)

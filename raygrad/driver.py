@@ -6,15 +6,29 @@ returns. Who counts is decided on the modelled clock before anything is computed
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import isgeneratorfunction
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from raygrad import asynchronous
-from raygrad.contract import Algorithm, Ask, Change, Cohort, Learns, Pool, Population, Replies, Resizes, Sampler, Told
+from raygrad.contract import (
+    Algorithm,
+    Ask,
+    Change,
+    Cohort,
+    Draw,
+    Learns,
+    Pool,
+    Population,
+    Replies,
+    Resizes,
+    Sampler,
+    Told,
+)
 from raygrad.costs import Cost, rehearse
 from raygrad.devices.base import Address, Devices, Finish, Load
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
@@ -101,11 +115,14 @@ class Driver:
             return asynchronous.play(self, state, index, self.policy)
         started = perf_counter()
         factor = self.schedule(index)
-        drawn = self.sampler.draw(self.pool(state, index, self.policy.asks(self.sampler.cohort)))
+        pool = self.pool(state, index, self.policy.asks(self.sampler.cohort))
         before: Talk | None = None
-        if isinstance(drawn, Generator):
-            before = self.converse(drawn, ("sample", index), None, state.buffers, factor, state.clock_s)
-            drawn = before.answered if before.result is None else before.result
+        if isgeneratorfunction(type(self.sampler).draw):
+            asking = cast(Draw, self.sampler.draw(pool))
+            before = self.converse(asking, ("sample", index), None, state.buffers, factor, state.clock_s)
+            drawn = before.answered if before.result is None else self._checked(before.result, pool)
+        else:
+            drawn = self.drawn(pool)
         clock = state.clock_s + (before.seconds if before else 0.0)
         conversation = self.algorithm.round(state.algorithm, drawn)
         talk = self.converse(
@@ -121,6 +138,24 @@ class Driver:
             state, algorithm=talk.result, buffers=talk.buffers, clock_s=state.clock_s + talk.seconds, sampler=known
         )
         return self.played(after, index, talk, factor, started)
+
+    def drawn(self, pool: Pool) -> Cohort:
+        """Who is drawn by a sampler that asks nobody first. Raises BadInput for what no sampler may draw."""
+        return self._checked(self.sampler.draw(pool), pool)
+
+    def _checked(self, cohort: object, pool: Pool) -> Cohort:
+        name = type(self.sampler).__name__
+        if not isinstance(cohort, Cohort):
+            raise BadInput(f"the sampler {name} gave a {type(cohort).__name__}; it must give a Cohort")
+        clients, present = cohort.clients, pool.population.present
+        count = len(pool.population.examples)
+        if len(clients) and not (clients[0] >= 0 and clients[-1] < count and (np.diff(clients) > 0).all()):
+            raise BadInput(f"the sampler {name} must draw clients of 0 to {count - 1} in ascending order, each once")
+        if len(clients) != len(cohort.weights) or not np.isfinite(cohort.weights).all():
+            raise BadInput(f"the sampler {name} must give every client a finite weight")
+        if (present is not None and not np.isin(clients, present).all()) or np.isin(clients, pool.excluded).any():
+            raise BadInput(f"the sampler {name} has drawn clients that are not there or at work already")
+        return cohort
 
     def resized(self, state: ServerState, present: np.ndarray | None) -> tuple["Driver", ServerState]:
         """What goes on when `present` [n] of the clients are there (None: all), and the server's state for them."""
@@ -262,7 +297,13 @@ class Driver:
         """When clients [m] are done that begin at `start_s` and make `steps` [m] local steps."""
         examples = cost.examples(self.local, self.population.examples[clients], steps)
         load = Load(examples, np.full(len(clients), down), np.full(len(clients), cost.bytes_up))
-        return self.devices.run(clients, load, start_s, address)
+        finish = self.devices.run(clients, load, start_s, address)
+        if not (np.isfinite(finish.seconds).all() and (finish.seconds >= 0).all()):
+            raise BadInput(
+                f"the devices {type(self.devices).__name__} gave times that are negative or not finite in round "
+                f"{address.round}; look at devices.examples_per_s and the bandwidths"
+            )
+        return finish
 
     # --- running ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ class Membership(Protocol):
         """Refuse what cannot be with N clients. Raises BadInput."""
         ...
 
+    def sizes(self, clients: int) -> tuple[int, int]:
+        """How many of N = `clients` are there at least and at most."""
+        ...
+
     def present(self, round: int, clients: int) -> np.ndarray | None:
         """Who of N = `clients` is there in round `round`: [n] int64, sorted; None: everybody."""
         ...
@@ -31,6 +35,10 @@ class Everybody:
 
     def check(self, clients: int) -> None:
         """Nothing to refuse."""
+
+    def sizes(self, clients: int) -> tuple[int, int]:
+        """Always N."""
+        return clients, clients
 
     def present(self, round: int, clients: int) -> np.ndarray | None:
         """None."""
@@ -62,6 +70,11 @@ class Steps:
                 f"membership.clients asks for {max(self.clients)} clients, but the partition has {clients}; make it "
                 "for the largest population (partition.clients)"
             )
+
+    def sizes(self, clients: int) -> tuple[int, int]:
+        """The least and the most of the steps, and N where the first comes later than round 1."""
+        sizes = [*self.clients, *([clients] if self.rounds[0] > 1 else [])]
+        return min(sizes), max(sizes)
 
     def present(self, round: int, clients: int) -> np.ndarray | None:
         """The first so many."""

@@ -25,7 +25,7 @@ from raygrad.objectives import load_loss
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.states import refuse_if_too_large
-from raygrad.stragglers import POLICIES, Buffered
+from raygrad.stragglers import POLICIES, Buffered, PartialWork
 from raygrad.talk import Done, ServerState
 
 VMAP_STEP_FLOPS = 25e6
@@ -120,7 +120,6 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     gangs, notes = choose_gangs(experiment, spec, model, examples)
     experiment = replace(experiment, gangs=gangs)
     experiment.devices.check(shards.clients)
-    experiment.membership.check(shards.clients)
     x = model.vector()
     experiment.algorithm.init(x, population)
     client_state = dict(experiment.algorithm.client_state(x))
@@ -158,22 +157,36 @@ class _Templates:
 def check_cohort(experiment: Experiment, clients: int) -> None:
     """Refuse samplers and policies that ask for what cannot be with so many clients."""
     policy, cohort = experiment.stragglers, experiment.sampler.cohort
-    asked = policy.asks(cohort)
-    candidates = getattr(experiment.sampler, "candidates", 0)
-    if asked > clients:
-        who = "sampler.cohort is" if asked == cohort else f"stragglers={config.kind_of(policy, POLICIES)} asks"
-        raise BadInput(f"{who} {asked}, but there are only {clients} clients; ask for at most {clients} per round")
-    if candidates > clients:
-        raise BadInput(f"sampler.candidates is {candidates}, but there are only {clients} clients")
-    policy.check(cohort)
-    if experiment.failures.quorum > asked:
+    experiment.membership.check(clients)
+    fewest, most = experiment.membership.sizes(clients)
+    there = "" if most == clients else " in the population at once"
+    kind = f"stragglers={config.kind_of(policy, POLICIES)}"
+    asked, answers = policy.asks(cohort), policy.answers(cohort)
+    if isinstance(policy, Buffered) and (needed := asked + answers - 1) > fewest:
         raise BadInput(
-            f"failures.quorum is {experiment.failures.quorum}, but only {asked} clients are asked per round; "
-            f"it must be <= {asked}"
+            f"{kind} with concurrency {asked} and report_goal {answers} needs {needed} clients, so that whoever is "
+            f"done can be replaced by another; there are only {fewest}; lower concurrency or report_goal"
+        )
+    if asked > most:
+        who = "sampler.cohort is" if asked == cohort else f"{kind} asks"
+        raise BadInput(f"{who} {asked}, but there are only {most} clients{there}; ask for at most {most} per round")
+    if (candidates := getattr(experiment.sampler, "candidates", 0)) > most:
+        raise BadInput(f"sampler.candidates is {candidates}, but there are only {most} clients{there}")
+    policy.check(cohort)
+    steps = experiment.local.steps
+    if isinstance(policy, PartialWork) and steps is not None and policy.least > steps:
+        raise BadInput(
+            f"stragglers.least is {policy.least}, but clients make {steps} steps (local.steps); at most {steps}"
+        )
+    possible = min(answers, fewest)
+    if experiment.failures.quorum > possible:
+        raise BadInput(
+            f"failures.quorum is {experiment.failures.quorum}, but a round can have no more than {possible} answers; "
+            f"it must be <= {possible}"
         )
     if policy.needs_devices and not experiment.devices.modelled:
         raise BadInput(
-            f"stragglers={config.kind_of(policy, POLICIES)} goes by the modelled clock, but devices is none; choose "
+            f"{kind} goes by the modelled clock, but devices is none; choose "
             "one, such as devices=lognormal, or stragglers=wait"
         )
 
@@ -271,7 +284,7 @@ def choose_gangs(
     """The gangs' mode and size: a fixed rule of model, K, B, cohort and device type, never a measurement."""
     local, asked = experiment.local, experiment.gangs
     policy = experiment.stragglers
-    cohort = policy.report_goal if isinstance(policy, Buffered) else policy.asks(experiment.sampler.cohort)
+    cohort = (policy.answers if isinstance(policy, Buffered) else policy.asks)(experiment.sampler.cohort)
     mode, notes = asked.mode, ()
     largest = int(examples.max())
     batch = largest if local.batch_size == "full" else local.batch_size

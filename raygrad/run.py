@@ -78,11 +78,11 @@ class Round:
 
         Decide by what the round says and not by having been called before: after a restart rounds are played again.
         """
-        self._request(np.unique(np.fromiter(clients, np.int64)), False)
+        self._request(_numbers(clients), False)
 
     def activate(self, clients: Iterable[int]) -> None:
         """From the next round on these clients are there (again)."""
-        self._request(np.unique(np.fromiter(clients, np.int64)), True)
+        self._request(_numbers(clients), True)
 
 
 @dataclass(frozen=True)
@@ -323,18 +323,26 @@ class _Player:
             with self._interrupts.shielded():
                 self._save()
             self._finish(driver)
-        except BaseException:  # whatever it was, what is adopted is not lost
+        except BaseException:  # whatever it was, what is adopted and asked for is not lost
+            with suppress(Stopped, BadInput):
+                self._requested(driver)
             with suppress(Stopped):
                 self._save()
             raise
 
     def _scheduled(self, driver: Driver) -> Driver:
-        """The driver for the next round, with the population that the schedule has from then on."""
+        """The driver for the next round, after those left or joined whom the schedule names.
+
+        Whom the caller has retired stays so.
+        """
         e, clients = self._experiment, len(driver.population.examples)
-        before, now = (e.membership.present(r, clients) for r in (self._done, self._done + 1))
-        if self._done > 0 and _same_clients(before, now):
+        before, now = (e.membership.present(r, clients) if r else None for r in (self._done, self._done + 1))
+        if _same_clients(before, now):
             return driver
-        return self._resize(driver, now)
+        everybody = np.arange(clients)
+        old, new, present = (everybody if ids is None else ids for ids in (before, now, self._state.present))
+        there = np.union1d(np.setdiff1d(present, np.setdiff1d(old, new)), np.setdiff1d(new, old))
+        return self._resize(driver, None if len(there) == clients else there)
 
     def _request(self, clients: np.ndarray, there: bool) -> None:
         """Note who shall come or go before the next round."""
@@ -342,7 +350,10 @@ class _Player:
         if len(clients) and not 0 <= clients[0] <= clients[-1] < count:
             raise BadInput(f"clients are numbered from 0 to {count - 1}; {clients[0]} to {clients[-1]} were given")
         before = np.arange(count) if self._wanted is None else self._wanted
-        self._wanted = np.union1d(before, clients) if there else np.setdiff1d(before, clients)
+        wanted = np.union1d(before, clients) if there else np.setdiff1d(before, clients)
+        if not len(wanted):
+            raise BadInput("no client would be left in the population; keep at least one")
+        self._wanted = wanted
 
     def _requested(self, driver: Driver) -> Driver:
         """The driver with the population that the caller asked for, which is saved: no schedule knows of it."""
@@ -513,6 +524,17 @@ class _Player:
 def _get(values: dict[str, float] | None, name: str) -> float | None:
     value = None if values is None else values.get(name)
     return None if value is None or np.isnan(value) else value
+
+
+def _numbers(clients: Iterable[int]) -> np.ndarray:
+    """Client numbers, sorted. Raises BadInput for anything else."""
+    try:
+        found = np.asarray(clients if isinstance(clients, np.ndarray) else list(clients))
+    except TypeError as e:
+        raise BadInput(f"{clients!r} is no list of client numbers") from e
+    if found.size and (found.dtype.kind not in "iu" or found.ndim != 1):
+        raise BadInput(f"client numbers are whole numbers; {found.dtype} of shape {found.shape} was given")
+    return np.unique(found.astype(np.int64))
 
 
 def _same_clients(a: np.ndarray | None, b: np.ndarray | None) -> bool:

@@ -19,7 +19,7 @@ def _check(sampler: object, **lowest: float) -> None:
     for name, least in {"cohort": 1, **lowest}.items():
         value = getattr(sampler, name)
         if not (isfinite(value) and value >= least):
-            raise BadInput(f"sampler.{name} is {value}; it must be a finite number >= {least:g}")
+            raise BadInput(f"sampler.{name} is {value}; it must be >= {least:g}")
 
 
 def eligible(pool: Pool) -> np.ndarray | None:
@@ -214,11 +214,13 @@ class Oort:
 
     def __post_init__(self) -> None:
         _check(self, penalty=0)
+        if self.penalty > 100:
+            raise BadInput(f"sampler.penalty is {self.penalty}; it must be <= 100")
         for name in ("explore", "decay", "least", "cutoff"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"sampler.{name} is {getattr(self, name)}; it must be a number between 0 and 1")
-        if self.preferred_s is not None and not (isfinite(self.preferred_s) and self.preferred_s > 0):
-            raise BadInput(f"sampler.preferred_s is {self.preferred_s}; it must be a finite number > 0, or none")
+        if self.preferred_s is not None and not 1e-6 <= self.preferred_s <= 1e12:
+            raise BadInput(f"sampler.preferred_s is {self.preferred_s}; it must be >= 1e-6 and <= 1e12, or none")
 
     def start(self, population: Population) -> Mapping[str, Tensor]:
         n = len(population.examples)

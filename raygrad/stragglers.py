@@ -41,6 +41,10 @@ class Policy(Protocol):
         """How many clients are asked where `cohort` shall answer."""
         ...
 
+    def answers(self, cohort: int) -> int:
+        """How many answers a phase has at most."""
+        ...
+
     def close(self, attempt: Attempt, steps: np.ndarray, wanted: int, tie: np.ndarray) -> Closing:
         """The end of a phase.
 
@@ -76,6 +80,10 @@ class _Synchronous:
         """Exactly those that shall answer."""
         return cohort
 
+    def answers(self, cohort: int) -> int:
+        """All of them."""
+        return cohort
+
 
 @dataclass(frozen=True)
 class WaitForAll(_Synchronous):
@@ -109,6 +117,10 @@ class Deadline(_Synchronous):
                 f"(sampler.cohort); ask for at most {cohort}"
             )
 
+    def answers(self, cohort: int) -> int:
+        """The goal, if there is one."""
+        return cohort if self.report_goal is None else self.report_goal
+
     def close(self, attempt: Attempt, steps: np.ndarray, wanted: int, tie: np.ndarray) -> Closing:
         """At the deadline, or earlier when the goal is reached or nobody is left to wait for."""
         finish = attempt(steps)
@@ -127,8 +139,8 @@ class OverSelect(_Synchronous):
     factor: float = 1.3
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.factor) and self.factor >= 1):
-            raise BadInput(f"stragglers.factor is {self.factor}; it must be a finite number >= 1")
+        if not 1 <= self.factor <= 1000:
+            raise BadInput(f"stragglers.factor is {self.factor}; it must be >= 1 and <= 1000")
 
     def asks(self, cohort: int) -> int:
         """ceil(factor * cohort)."""
@@ -177,7 +189,8 @@ class PartialWork(_Synchronous):
 @dataclass(frozen=True)
 class Buffered:
     """Asynchronous: `concurrency` clients are at work at any moment; each begins with the newest model, and whoever is
-    done is replaced at once. The server steps when `report_goal` answers are there (FedBuff; with 1: FedAsync).
+    done is replaced at once, by a client that has not yet answered in this step: there must be at least
+    `concurrency` + `report_goal` - 1. The server steps when `report_goal` answers are there (FedBuff; 1: FedAsync).
 
     An answer that is `staleness` model versions old counts with the weight (1 + staleness)^-exponent ("polynomial"),
     fully ("constant"), or fully up to `hinge` versions and with 1 / (exponent (staleness - hinge) + 1) beyond
@@ -214,6 +227,10 @@ class Buffered:
     def asks(self, cohort: int) -> int:
         """As many as are at work together."""
         return self.concurrency
+
+    def answers(self, cohort: int) -> int:
+        """The goal."""
+        return self.report_goal
 
     def close(self, attempt: Attempt, steps: np.ndarray, wanted: int, tie: np.ndarray) -> Closing:
         """Phases of a synchronous conversation (a sampler's): everybody is waited for."""

@@ -15,6 +15,7 @@ from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
+from raygrad.contract import Cohort, Pool
 from raygrad.devices import Address, Constant, Exponential, Finish, Load, LogNormal, Trace
 from raygrad.driver import Driver
 from raygrad.errors import BadInput, BelowQuorum
@@ -368,11 +369,27 @@ def test_fedasync_mixes_models(tmp_path: Path) -> None:
         ({"algorithm": FedGA()}, "FedGA asks its clients more than once per round"),
         ({"sampler": PowerOfChoice(4, 8)}, "PowerOfChoice asks clients before it draws"),
         ({"sampler": Cyclic(4)}, "Cyclic goes by rounds"),
-        ({"stragglers": Buffered(3, 13)}, "stragglers=buffered asks 13, but there are only 12 clients"),
+        ({"stragglers": Buffered(3, 11)}, "concurrency 11 and report_goal 3 needs 13 clients.*there are only 12"),
+        ({"stragglers": Buffered(20, 3)}, "concurrency 3 and report_goal 20 needs 22 clients"),
+        ({"failures": Failures(quorum=4)}, "failures.quorum is 4, but a round can have no more than 3 answers"),
+        (
+            {"failures": Failures(quorum=5), "stragglers": Deadline(1.0, report_goal=4)},
+            "failures.quorum is 5, but a round can have no more than 4 answers",
+        ),
+        (
+            {"membership": Steps((1, 2), (8, 3)), "failures": Failures(quorum=4), "stragglers": WaitForAll()},
+            "failures.quorum is 4, but a round can have no more than 3 answers",
+        ),
+        ({"membership": Steps((1,), (5,)), "stragglers": WaitForAll()}, "cohort is 6, but there are only 5 clients in"),
+        ({"stragglers": PartialWork(1.0, least=9)}, "stragglers.least is 9, but clients make 3 steps"),
+        ({"sampler": Uniform(6, unbiased=True)}, "sampler.unbiased has no meaning in an asynchronous run"),
         ({"stragglers": Deadline(1.0, report_goal=7)}, "report_goal is 7, but only 6 clients are asked per round"),
         ({"stragglers": OverSelect(2.5)}, "stragglers=over-select asks 15, but there are only 12"),
         ({"devices": problem(FedAvg()).devices}, "stragglers=buffered goes by the modelled clock, but devices is none"),
-        ({"failures": Failures(quorum=9), "stragglers": WaitForAll()}, "failures.quorum is 9, but only 6 clients"),
+        (
+            {"failures": Failures(quorum=9), "stragglers": WaitForAll()},
+            "failures.quorum is 9, but a round can",
+        ),
         ({"sampler": PowerOfChoice(4, 20), "stragglers": WaitForAll()}, "sampler.candidates is 20, but there are only"),
         ({"membership": Steps((1,), (13,)), "stragglers": WaitForAll()}, "membership.clients asks for 13 clients"),
     ],
@@ -389,6 +406,7 @@ def test_what_cannot_be_is_refused_before_the_start(changes: dict[str, object], 
         lambda: Deadline(-1.0),
         lambda: Deadline(1.0, report_goal=0),
         lambda: OverSelect(0.9),
+        lambda: OverSelect(1e308),
         lambda: PartialWork(0.0),
         lambda: PartialWork(1.0, least=0),
         lambda: Buffered(0),
@@ -484,6 +502,74 @@ def test_the_caller_retires_and_activates_clients(tmp_path: Path) -> None:
     assert len(there) == 10
     assert np.abs(tensors["c"].numpy() - store.get(there)["c_i"].mean(0)).max() < 1e-13
     store.close()
+
+
+def present(folder: Path, name: str) -> list[int]:
+    return load(name, folder).table("rounds")["clients_present"].to_pylist()
+
+
+def test_retiring_is_not_lost_when_the_loop_is_left(tmp_path: Path) -> None:
+    e = replace(experiment(FedAvg()), rounds=5)
+    generator = rounds(e, Where(on="local"), run_root=tmp_path, name="left")
+    for r in generator:
+        if r.index == 2:
+            r.retire([1, 2])
+            break
+    generator.close()
+    for _ in play(load("left", tmp_path)):
+        pass
+    assert present(tmp_path, "left") == [12, 12, 10, 10, 10]
+
+
+def test_a_schedule_leaves_retired_clients_alone(tmp_path: Path) -> None:
+    e = replace(experiment(FedAvg(), membership=Steps((1, 4), (8, 10))), rounds=5)
+    for r in rounds(e, Where(on="local"), run_root=tmp_path, name="both"):
+        if r.index == 2:
+            r.retire([0])
+    assert present(tmp_path, "both") == [8, 8, 7, 9, 9]
+
+
+@pytest.mark.parametrize("clients", [[12], [-1], [10**30], 3, ["a"], [0.7], np.ones(12, bool), range(12)])
+def test_absurd_clients_cannot_be_retired(clients: object, tmp_path: Path) -> None:
+    played = rounds(experiment(FedAvg()), Where(on="local"), run_root=tmp_path, name="a")
+    first = next(played)
+    with pytest.raises(BadInput):
+        first.retire(clients)  # pyright: ignore[reportArgumentType]
+    assert next(played).index == 2
+    played.close()
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A sampler that draws what it is told."""
+
+    clients: tuple[int, ...]
+    cohort: int = 3
+
+    def draw(self, pool: Pool) -> Cohort:
+        clients = np.array(self.clients)
+        return Cohort(clients, np.ones(len(clients)), pool.population)
+
+
+@pytest.mark.parametrize("clients", [(1, 1, 2), (2, 1), (3, 77), (-1, 2)])
+def test_what_no_sampler_may_draw(clients: tuple[int, ...], tmp_path: Path) -> None:
+    e = experiment(FedAvg(), sampler=Draws(clients))
+    with pytest.raises(BadInput, match="the sampler Draws"):
+        next(states(e, tmp_path))
+
+
+@dataclass(frozen=True)
+class Broken(Constant):
+    """Devices that give no time."""
+
+    def run(self, clients: np.ndarray, load: Load, start_s: float, address: Address) -> Finish:
+        return Finish(np.full(len(clients), np.nan), np.ones(len(clients), np.bool_))
+
+
+@pytest.mark.parametrize("policy", ["wait", "buffered"])
+def test_times_must_be_times(policy: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the devices Broken gave times that are negative or not finite"):
+        next(states(experiment(FedAvg(), devices=Broken(), stragglers=POLICIES[policy]), tmp_path))
 
 
 def test_the_whole_server_state_survives_packing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ m is the number of clients asked. Times are seconds on the virtual clock, which 
 
 from dataclasses import dataclass
 from enum import IntEnum
-from math import isfinite
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -93,7 +92,10 @@ def transfer_s(size: np.ndarray, bytes_per_s: float | None) -> np.ndarray:
     return np.zeros(len(size)) if bytes_per_s is None else np.asarray(size, np.float64) / bytes_per_s
 
 
+_SMALLEST = 1e-12
+
+
 def check_above(field: str, value: float | None, lowest: float = 0.0) -> None:
-    """Raises BadInput unless `devices.<field>` is finite and greater than `lowest`; None passes."""
-    if value is not None and not (value > lowest and isfinite(value)):
-        raise BadInput(f"devices.{field} is {value}; it must be > {lowest:g}")
+    """Raises BadInput unless `devices.<field>` is greater than `lowest` and of a sensible size; None passes."""
+    if value is not None and not (value > lowest and _SMALLEST <= value <= 1 / _SMALLEST):
+        raise BadInput(f"devices.{field} is {value}; it must be > {lowest:g} (1e-12 to 1e+12)")
