@@ -115,6 +115,11 @@ class _Server:
         busy = np.array(sorted(self._busy), np.int64)
         pool = self._driver.pool(replace(self._state, clock_s=self.clock_s), self._index, count, busy)
         cohort = self._driver.drawn(replace(pool, draw=self._draws))
+        if cohort.mean_weight is not None:
+            raise BadInput(
+                f"the sampler {type(self._driver.sampler).__name__} gives a mean_weight, which has no meaning in an "
+                "asynchronous run (stragglers=buffered)"
+            )
         self._draws += 1
         m = len(cohort)
         if not m:

@@ -15,7 +15,7 @@ from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
-from raygrad.contract import Cohort, Pool
+from raygrad.contract import Answer, Cohort, Pool
 from raygrad.devices import Address, Constant, Exponential, Finish, Load, LogNormal, Trace
 from raygrad.driver import Driver
 from raygrad.errors import BadInput, BelowQuorum
@@ -31,7 +31,8 @@ from raygrad.runs import load
 from raygrad.samplers import Available, Cyclic, Oort, PowerOfChoice, Uniform
 from raygrad.states import StateStore
 from raygrad.stragglers import Buffered, Deadline, OverSelect, PartialWork, Policy, WaitForAll
-from raygrad.talk import Done, Failures, Operation, Played, ServerState
+from raygrad.talk import Done, Failures, Operation, Played
+from raygrad.tasks import LoopTask
 from raygrad.verify import problem
 
 INF = float("inf")
@@ -319,6 +320,14 @@ def test_who_is_not_there_is_told_apart_and_not_charged(tmp_path: Path) -> None:
         assert missing > 5
 
 
+def answer(plan: Plan, version: int, client: int, x: torch.Tensor) -> Answer:
+    """What a client answers that began in round `version` with the model `x`."""
+    runner, work = InProcess(plan.spec).runner, plan.experiment.algorithm.local  # pyright: ignore[reportAttributeAccessIssue]
+    runner.shards = plan.shards
+    phase = Phase(("begun", version), 0, work, {}, {}, (), "train", 1.0, None, True)
+    return work(LoopTask(runner, phase, client), x)
+
+
 def test_an_asynchronous_step_by_hand(tmp_path: Path) -> None:
     """FedBuff: x + sum of discounted updates / goal, each from the model that its client was given."""
     e = experiment(
@@ -332,14 +341,8 @@ def test_an_asynchronous_step_by_hand(tmp_path: Path) -> None:
     for played, _ in states(e, tmp_path):
         total = torch.zeros_like(x)
         for client, age in zip(played.talk.cohort.clients.tolist(), played.talk.cohort.staleness.tolist(), strict=True):
-            runner = InProcess(plan.spec).runner
-            runner.shards = plan.shards
             version = played.index - age
-            phase = Phase(("begun", version), 0, FedAvg(lr=0.2).local, {}, {}, (), "train", 1.0, None, True)
-            from raygrad.tasks import LoopTask
-
-            delta = FedAvg(lr=0.2).local(LoopTask(runner, phase, client), models[version]).update["delta"]
-            total += (1 + age) ** -0.5 * delta
+            total += (1 + age) ** -0.5 * answer(plan, version, client, models[version]).update["delta"]
             old += age > 0
         x = x + total / 2
         assert (played.state.algorithm.x - x).abs().max() < 1e-14
@@ -354,13 +357,21 @@ def test_fedasync_mixes_models(tmp_path: Path) -> None:
         for alg in (FedAsync(mix=1.0), FedAvg())
     )
     assert (a.state.algorithm.x - b.state.algorithm.x).abs().max() < 1e-13
-    e = experiment(FedAsync(mix=0.5), stragglers=Buffered(1, 4, exponent=1.0), rounds=8, dtype="float64")
-    before: ServerState | None = None
+    e = experiment(
+        FedAsync(mix=0.5, mu=0.1), stragglers=Buffered(1, 4, exponent=1.0), rounds=8, dtype="float64",
+        gangs=Gangs(1, "loop"),
+    )  # fmt: skip
+    plan = planned(e, tmp_path)
+    models, x, old = {1: plan.x}, plan.x, 0
     for played, _ in states(e, tmp_path):
-        age = int(played.talk.cohort.staleness[0])
-        mean = (played.state.algorithm.x - (before or planned(e, tmp_path).start()).algorithm.x) * (1 + age) / 0.5
-        assert torch.isfinite(mean).all() and played.talk.cohort.divisor == 1.0
-        before = played.state
+        (client,), (age,) = played.talk.cohort.clients.tolist(), played.talk.cohort.staleness.tolist()
+        version = played.index - age
+        weight = 0.5 / (1 + age)
+        x = (1 - weight) * x + weight * answer(plan, version, client, models[version]).update["y"]
+        assert (played.state.algorithm.x - x).abs().max() < 1e-14
+        models[played.index + 1] = x
+        old += age > 0
+    assert old > 2
 
 
 @pytest.mark.parametrize(
@@ -555,6 +566,20 @@ class Draws:
 def test_what_no_sampler_may_draw(clients: tuple[int, ...], tmp_path: Path) -> None:
     e = experiment(FedAvg(), sampler=Draws(clients))
     with pytest.raises(BadInput, match="the sampler Draws"):
+        next(states(e, tmp_path))
+
+
+@dataclass(frozen=True)
+class Weighs(Draws):
+    """One that says what means are divided by."""
+
+    def draw(self, pool: Pool) -> Cohort:
+        return replace(super().draw(pool), mean_weight=2.0)
+
+
+def test_a_mean_weight_is_not_passed_over_in_an_asynchronous_run(tmp_path: Path) -> None:
+    e = experiment(FedAvg(), sampler=Weighs((1, 2, 3)), stragglers=Buffered(1, 3))
+    with pytest.raises(BadInput, match="the sampler Weighs gives a mean_weight"):
         next(states(e, tmp_path))
 
 
