@@ -1,9 +1,10 @@
 """Faults are data: what goes wrong, where and when. A plan of faults drives an injector, in one process and on Ray.
 
-Those of `COSTS_TIME` must leave every bit as it was: a host dies (`host`), the driver is killed with -9 (`driver`), the
-storage is full or gone (`storage`). Those of `REMOVES_CLIENT` take a client out of one round: its update is not finite
-(`nan`), its shard is damaged (`data`), it kills every host that runs it (`killer`). A run with such a fault must equal
-one in which the client was absent from that phase on (`absent`).
+Those of `COSTS_TIME` must leave every bit as it was: a host dies (`host`), all hosts of a machine die at once (`node`),
+an answer and what was put for the hosts cannot be fetched any more (`object`), the driver is killed with -9 (`driver`),
+the storage is full or gone (`storage`). Those of `REMOVES_CLIENT` take a client out of one round: its update is not
+finite (`nan`), its shard is damaged (`data`), it kills every host that runs it (`killer`). A run with such a fault must
+equal one in which the client was absent from that phase on (`absent`).
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ import numpy as np
 
 from raygrad.rng import Purpose, rng
 
-What = Literal["host", "driver", "storage", "nan", "data", "killer", "absent"]
-COSTS_TIME: tuple[What, ...] = ("host", "driver", "storage")
+What = Literal["host", "node", "object", "driver", "storage", "nan", "data", "killer", "absent"]
+COSTS_TIME: tuple[What, ...] = ("host", "node", "object", "driver", "storage")
 REMOVES_CLIENT: tuple[What, ...] = ("nan", "data", "killer")
 
 

@@ -1,6 +1,6 @@
 """`raygrad verify faults`: random plans of faults happen to a run, and its result must be what it should be.
 
-Faults that cost time (a host, the driver, the storage) must leave the digest of the undisturbed run. Faults that take a
+Faults that cost time (`raygrad.faults.COSTS_TIME`) must leave the digest of the undisturbed run. Faults that take a
 client out must leave what a run leaves in which that client was absent: the same model, states and rows, but for the
 columns that say why it is missing.
 """
@@ -41,7 +41,7 @@ class Trial:
 
 
 @dataclass
-class _Injector:
+class FaultInjector:
     """Lets the faults of a plan happen; `left` are those that have not."""
 
     left: list[Fault]
@@ -134,7 +134,7 @@ def disturbed(
     stash = folder / f".{name}-stash"
     left, stops = list(plan), 0
     while True:
-        injector = _Injector(left, stash)
+        injector = FaultInjector(left, stash)
         try:
             with injector.storage():
                 for _ in play(run, injector=injector):

@@ -11,10 +11,18 @@ from raygrad.talk import Done
 
 @runtime_checkable
 class Hosts(Executor, Protocol):
-    """An executor one of whose hosts can be made to die."""
+    """An executor that can be made to lose what real ones lose."""
 
     def lose_host(self) -> None:
         """A host that is at work, or any, dies. What it owed must be done elsewhere."""
+        ...
+
+    def lose_node(self) -> None:
+        """All hosts of the machine of such a host die at once."""
+        ...
+
+    def lose_object(self) -> None:
+        """The next answer cannot be fetched, nor what was put for the hosts. The hosts are well."""
         ...
 
 
@@ -30,7 +38,10 @@ class Faulty:
 
     def __init__(self, inner: Hosts, plan: list[Fault], kill: Callable[[], None], fill: Callable[[], None]) -> None:
         self._inner, self._plan = inner, plan
-        self._strike = {"host": inner.lose_host, "driver": kill, "storage": fill}
+        self._strike = {
+            "host": inner.lose_host, "node": inner.lose_node, "object": inner.lose_object,
+            "driver": kill, "storage": fill,
+        }  # fmt: skip
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         """See `Executor.run`."""

@@ -34,6 +34,7 @@ class InProcess:
         self.phases: list[Phase] = []
         self.odd_hosts: dict[str, str] = {}
         self._spec = spec
+        self._loses_next = False
         with one_thread():
             self.runner = GangRunner(spec)
             self.numerics = numerics(spec, self.runner.canary())
@@ -58,6 +59,10 @@ class InProcess:
                     outcome = "lost for good: injected" if attempt == ATTEMPTS else "lost: injected"
                     yield Done(gang.index, None, replace(operation, outcome=outcome))
                     continue
+                if self._loses_next:
+                    self._loses_next = False
+                    yield Done(gang.index, None, replace(operation, outcome="lost: the answer (injected)"))
+                    continue
                 yield Done(gang.index, reply, replace(operation, wall_s=perf_counter() - started))
                 break
 
@@ -65,6 +70,12 @@ class InProcess:
         """Forget everything that a host that dies would lose: a planned fault."""
         with one_thread():
             self.runner = GangRunner(self._spec)
+
+    lose_node = lose_host
+
+    def lose_object(self) -> None:
+        """The next answer is lost: a planned fault."""
+        self._loses_next = True
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -20,6 +20,7 @@ from ray.exceptions import ObjectLostError, RayTaskError, TaskCancelledError
 from raygrad.errors import RaygradError
 from raygrad.gang import Gang, GangReply, Phase
 from raygrad.hosts import HostRange
+from raygrad.onray.loss import unreachable
 from raygrad.onray.pool import LOST, Pool, wait
 from raygrad.onray.schedule import IN_FLIGHT, Call, Host, Job, Schedule
 from raygrad.runner import HostSpec
@@ -73,6 +74,7 @@ class RayExecutor:
         self._gangs: deque[int] = deque(maxlen=REMEMBERED)  # of the newest phases
         self._gangs_of: dict[str, int] = {}  # by work
         self._unanswered = 0
+        self._loses_next = False
         self._away_s = 0.0  # what others did between our steps: hosts are not to blame for it
         self._left_s = self._look_s = 0.0
         self.pool = Pool(spec, HostRange.of(hosts), gpus_per_host, numerics, strict, made, joined)
@@ -94,9 +96,25 @@ class RayExecutor:
 
     def lose_host(self) -> None:
         """A host dies, one at work if there is one: a planned fault."""
-        ready = self.pool.ready
-        if ready:
-            ray.kill(max(ready, key=lambda h: len(h.calls)).actor)
+        for host in self._busiest[:1]:
+            ray.kill(host.actor)
+
+    def lose_node(self) -> None:
+        """All hosts of such a host's machine die: a planned fault."""
+        busiest = self._busiest
+        for host in busiest:
+            if host.machine == busiest[0].machine:
+                ray.kill(host.actor)
+
+    def lose_object(self) -> None:
+        """The next answer is lost, and the phases that were put: a planned fault."""
+        self._loses_next = True
+        if self._references:
+            self._references = dict.fromkeys(self._references, unreachable())
+
+    @property
+    def _busiest(self) -> list[Host]:
+        return sorted(self.pool.ready, key=lambda h: -len(h.calls))
 
     def close(self) -> None:
         """End the host actors."""
@@ -198,6 +216,9 @@ class RayExecutor:
     def _take(self, ref: Any) -> None:
         call, now = self._calls.pop(ref), self._now
         try:
+            if self._loses_next:
+                self._loses_next = False
+                raise ObjectLostError(ref.hex(), None, "")
             reply: GangReply = ray.get(ref)
         except TaskCancelledError:  # it never began
             self._schedule.ended(call, now)

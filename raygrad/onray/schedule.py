@@ -44,6 +44,11 @@ class Host:
     calls: list["Call"] = field(default_factory=list)
 
     @property
+    def machine(self) -> str:
+        """Where it runs."""
+        return (self.name or "").split(":")[0]
+
+    @property
     def stuck(self) -> bool:
         """Whether it is busy with something that nobody waits for any more."""
         return any(not c.wanted for c in self.calls)

@@ -15,14 +15,14 @@ from raygrad.data.shards import Shards
 from raygrad.devices import Exponential, LogNormal
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.faults import Fault, random_plan
+from raygrad.faults import COSTS_TIME, REMOVES_CLIENT, Fault, random_plan
 from raygrad.run import create, play
 from raygrad.runs import LoadedRun, load
 from raygrad.samplers import Uniform
 from raygrad.stragglers import Buffered, OverSelect
 from raygrad.talk import Failures
 from raygrad.verify import problem
-from raygrad.verify_faults import WHY, Trial, _Injector, contents, disturbed, small, trial, trials
+from raygrad.verify_faults import WHY, FaultInjector, Trial, contents, disturbed, small, trial, trials
 
 LOCAL = Where(on="local")
 SEEDS = range(50)
@@ -150,7 +150,7 @@ def test_plans_are_a_function_of_seed_and_number() -> None:
     plans = [random_plan(3, n, cohorts, 2, 3, removes=True) for n in range(200)]
     assert plans == [random_plan(3, n, cohorts, 2, 3, removes=True) for n in range(200)]
     faults = [f for plan in plans for f in plan]
-    assert {f.what for f in faults} == {"host", "driver", "storage", "nan", "data", "killer"}
+    assert {f.what for f in faults} == {*COSTS_TIME, *REMOVES_CLIENT}
     assert {f.round for f in faults} == {1, 2} and {f.phase for f in faults} == {0, 1}
     assert all(f.client in cohorts[f.round - 1] for f in faults if f.client is not None)
     assert len(set(plans)) > 150
@@ -213,7 +213,7 @@ def test_a_stopped_run_goes_on_without_the_client_if_told_so(tmp_path: Path) -> 
     fault = Fault("nan", 3, 0, client)
     expected = plays(e, tmp_path, fault)
     run = create(replace(e, failures=Failures()), LOCAL, run_root=tmp_path, name="stops")
-    injector = _Injector([fault], tmp_path / "stash")
+    injector = FaultInjector([fault], tmp_path / "stash")
     with pytest.raises(Diverged, match="resume with --set failures.nan=skip"):
         list(play(run, injector=injector))
     told = replace(

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from ray.exceptions import ObjectLostError
 from torch import Tensor
 
 from raygrad.algorithms import ALGORITHMS
@@ -21,12 +20,15 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Cohort, Task
 from raygrad.driver import Executor
 from raygrad.errors import BadInput, Diverged, Stopped
+from raygrad.executors.faulty import Faulty
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.faults import Fault, What
 from raygrad.gang import Gang, Part, Phase, cut, parted
 from raygrad.onray import schedule
 from raygrad.onray.cluster import check_room
 from raygrad.onray.executor import RayExecutor
+from raygrad.onray.loss import unreachable
 from raygrad.onray.schedule import Host
 from raygrad.plan import Plan, make_plan
 from raygrad.states import StateStore
@@ -320,7 +322,7 @@ def test_a_phase_that_the_store_lost_is_put_again(tmp_path: Path, monkeypatch: p
     plan = planned(problem(FedGA()), tmp_path)
     expected, _ = play(plan, InProcess(plan.spec), 2, tmp_path / "here")
     executor = RayExecutor(plan.spec, 2)
-    gone = _unreachable()
+    gone = unreachable()
     put, broken = executor._reference, []
 
     def reference(number: int) -> object:
@@ -338,24 +340,26 @@ def test_a_phase_that_the_store_lost_is_put_again(tmp_path: Path, monkeypatch: p
     executor.close()
 
 
-def _unreachable() -> ray.ObjectRef:
-    """A reference to what a dead process put: nobody can fetch it."""
-
-    class Owner:
-        def put(self) -> list[ray.ObjectRef]:
-            return [ray.put(np.zeros(1 << 20))]
-
-    owner = ray.remote(num_cpus=0)(Owner).remote()
-    gone = ray.get(owner.put.remote())[0]
-    ray.kill(owner)
-    fetch = ray.remote(num_cpus=0)(lambda a: len(a))
-    for _ in range(100):
-        try:
-            ray.get(fetch.remote(gone))
-        except ObjectLostError:
-            return gone
-        sleep(0.1)
-    raise AssertionError("it can still be fetched")
+@pytest.mark.parametrize(
+    ("what", "lost"),
+    [("host", "lost: ActorDiedError"), ("node", "lost: ActorDiedError"), ("object", "lost: ObjectLostError")],
+)
+def test_planned_faults_really_happen(what: What, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With phases that are put, in the second phase of FedGA, after one gang was answered."""
+    monkeypatch.setattr("raygrad.onray.executor.SMALL_PHASE", 0)
+    plan = planned(replace(problem(FedGA(), 6), gangs=Gangs(1, "loop")), tmp_path)
+    expected, _ = play(plan, InProcess(plan.spec), 2, tmp_path / "here")
+    executor = RayExecutor(plan.spec, 2)
+    while executor.pool.hellos:
+        executor.pool.greet(ray.wait(list(executor.pool.hellos))[0][0])
+    before = list(executor.pool.hosts)
+    faults = [Fault(what, 2, 1, gang=1)]
+    faulty = Faulty(executor, faults, pytest.fail, pytest.fail)
+    found, outcomes = play(plan, faulty, 2, tmp_path / "there")
+    assert torch.equal(found.algorithm.x, expected.algorithm.x)
+    assert faults == [] and lost in outcomes
+    assert sum(h in executor.pool.hosts for h in before) == {"host": 1, "node": 0, "object": 2}[what]
+    executor.close()
 
 
 def test_a_gang_that_is_lost_for_good_is_said_to_be(tmp_path: Path) -> None:
