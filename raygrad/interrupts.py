@@ -85,6 +85,10 @@ class Interrupts:
         self.install()
         try:
             yield self
+        except (
+            SystemError
+        ) as e:  # what a handler raised inside of C code that expects no exception, as Ray's waiting is
+            raise (e.__cause__ if isinstance(e.__cause__, KeyboardInterrupt | Stopped) else e) from None
         finally:
             for n, handler in former.items():
                 signal.signal(n, handler)

@@ -508,6 +508,40 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(
     assert load(folder).checkpoint.round == done + 2
 
 
+def test_a_stop_is_saved_within_the_grace_time_of_a_job(shards: Path, tmp_path: Path) -> None:
+    """Three seconds after SIGTERM a Ray job is killed; the rounds that it has told of are in a checkpoint then."""
+    words = [sys.executable, "-m", "raygrad", "run", *QUICK, "--on", "local", "--rounds", "1000000"]
+    words += ["--shard-root", str(shards), "--set", "checkpoints.every=1000000"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    told = 0
+    while told < 5:
+        line = process.stdout.readline()
+        told = int(line.split()[1]) if re.match(r"round +\d", line) else told
+    process.terminate()
+    try:
+        process.communicate(timeout=3)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    (folder,) = (tmp_path / "runs" / "digits").iterdir()
+    assert load(folder).checkpoint.round >= told
+
+
+def test_a_signal_while_ray_waits_ends_the_command(shards: Path, tmp_path: Path) -> None:
+    """Inside of Ray's waiting a handler's exception becomes a SystemError."""
+    words = [sys.executable, "-m", "raygrad", "run", *QUICK, "--on", "ray", "--hosts", "1"]
+    process = subprocess.Popen(
+        [*words, "--shard-root", str(shards)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("starting") for line in process.stdout)
+    time.sleep(0.1)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75 and "Traceback" not in error, error
+
+
 @pytest.mark.parametrize("after", [0.6, 1.2, 2.0, 3.0])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_while_ray_starts_ends_the_command(number: int, code: int, after: float, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def plans(folder: Path) -> list[dict[str, object]]:
     e = replace(problem(FedGA(), 6), sampler=Uniform(5), gangs=Gangs(1, "loop"))
     return [
         {"ok": t.ok, "plan": [str(f) for f in t.plan], "detail": t.detail}
-        for t in trials(e, Where(hosts="1..2"), folder, plans=4, seed=2)
+        for t in trials(e, Where(hosts="1..2"), folder, plans=2, seed=2)
     ]
 
 
