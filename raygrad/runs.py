@@ -151,6 +151,15 @@ def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
         raise BadInput(f"{folder / 'experiment.json'} is damaged: it has no {', '.join(lacking)}")
     experiment = Experiment.from_json(record["experiment"])
     if experiment.hash != record["hash"]:
-        raise BadInput(f"{folder / 'experiment.json'} was changed since the run started; start a new run instead")
+        lacking = sorted(_names(experiment.to_json()) - _names(record["experiment"]))
+        why = f"was written before there was {lacking[0]}" if lacking else "was changed since the run started"
+        raise BadInput(f"{folder / 'experiment.json'} {why}; start a new run instead")
     where = Where.from_json(storage.read_json(folder / "where.json"))
     return LoadedRun(folder, record["name"], experiment, where)
+
+
+def _names(value: object, prefix: str = "") -> set[str]:
+    """The dotted names of all settings in an experiment file."""
+    if not isinstance(value, dict):
+        return {prefix}
+    return {name for key, inner in value.items() for name in _names(inner, f"{prefix}.{key}" if prefix else key)}

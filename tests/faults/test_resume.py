@@ -17,6 +17,7 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.errors import BadInput
 from raygrad.experiment import Checkpoints, Experiment, Where
+from raygrad.report import experiment_hash
 from raygrad.run import create, extend, play, resume, rounds
 from raygrad.runs import load
 from raygrad.verify import problem
@@ -143,8 +144,15 @@ def test_what_must_not_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="rounds is 1, but .* already has 2"):
         extend(load(run.folder), 1)
     path = run.folder / "experiment.json"
-    path.write_text(path.read_text().replace('"beta": 0.05', '"beta": 0.06'))
+    whole = path.read_text()
+    path.write_text(whole.replace('"beta": 0.05', '"beta": 0.06'))
     with pytest.raises(BadInput, match="was changed since the run started"):
+        list(resume(run.folder))
+    record = json.loads(whole)
+    del record["experiment"]["stragglers"]  # as a run of an earlier version
+    record["hash"] = experiment_hash(record["experiment"])
+    path.write_text(json.dumps(record))
+    with pytest.raises(BadInput, match=r"was written before there was stragglers\S*; start a new run instead"):
         list(resume(run.folder))
 
 
