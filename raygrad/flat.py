@@ -196,42 +196,6 @@ class FlatModel:
         return self.module.state_dict()
 
 
-_UNVMAPPABLE = {
-    nn.modules.batchnorm._NormBase: "keeps running statistics while it trains",
-    nn.modules.dropout._DropoutNd: "draws one mask per client",
-    nn.RNNBase: "has recurrent kernels that torch.func.vmap cannot batch",
-}
-
-
-def vmap_obstacle(model: FlatModel, inputs: Tensor, targets: Tensor, loss: Loss) -> str | None:
-    """Why clients of this model cannot be vmapped, naming the layer where it is known; None if they can.
-
-    Known layers are named; anything else is found by trying one gradient of two clients on `inputs` [B, ...] and
-    `targets` [B]. The model's parameters and buffers are left as they were.
-    """
-    for name, layer in model.module.named_modules():
-        for kind, reason in _UNVMAPPABLE.items():
-            if isinstance(layer, kind) and getattr(layer, "track_running_stats", True):
-                return f"layer {name or '(model)'} ({type(layer).__name__}) {reason}"
-    x, before, tensors = model.vector(), model.buffers(), [id(t) for t in model.module.buffers()]
-    name = type(model.module).__name__
-    try:
-        model.grad(x, inputs, targets, loss)
-        if not torch.equal(model.buffers(), before) or [id(t) for t in model.module.buffers()] != tensors:
-            return f"the model ({name}) changes its buffers while it trains"
-
-        def summed(y: Tensor) -> Tensor:
-            return loss(model.call(y, inputs), targets).sum()
-
-        torch.func.vmap(torch.func.grad(summed))(torch.stack([x, x]))
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as e:
-        return f"torch.func.vmap cannot run the model ({name}): {str(e).splitlines()[0]}"
-    finally:
-        model.load(x)
-        model.load_buffers(before)
-    return None
-
-
 def initial_module(model: Model, shape: tuple[int, ...], classes: int | None, seed: int) -> nn.Module:
     """The module with its initial weights: a function of the seed alone, the same on every host."""
     with torch.random.fork_rng(devices=[]):

@@ -19,11 +19,12 @@ from raygrad.data.shards import Shards, prepare
 from raygrad.driver import Driver, Executor, States
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.flat import FlatModel, initial_module, vmap_obstacle
+from raygrad.flat import FlatModel, initial_module
 from raygrad.gang import BUFFERS, Arrays, Gang, Phase
 from raygrad.objectives import load_loss
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
+from raygrad.stacked import vmap_obstacle
 from raygrad.states import refuse_if_too_large
 from raygrad.stragglers import POLICIES, Buffered, PartialWork
 from raygrad.talk import Done, ServerState

@@ -48,7 +48,7 @@ class StackedModel:
     def __init__(self, model: FlatModel, loss: Loss) -> None:
         self._model, self._loss = model, loss
         self._layers = list(_flattened(model.module, ""))
-        self._by_rules = all(
+        self.by_rules = all(
             type(layer) in _RULES
             and not _hooked(layer)
             and _covered(layer)
@@ -105,13 +105,53 @@ class StackedModel:
 
     def _outputs(self, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """What each client's model makes of its inputs: [M, B, ...]."""
-        if not self._by_rules:
+        if not self.by_rules:
             return torch.func.vmap(self._model.place)(weights, inputs)
         h = inputs
         for name, layer in self._layers:
             own = {key: weights[f"{name}{key}"] for key, _ in layer.named_parameters()}
             h = _RULES[type(layer)](layer, h, **own)
         return h
+
+
+_UNVMAPPABLE = {
+    nn.modules.batchnorm._NormBase: "keeps running statistics while it trains",
+    nn.modules.dropout._DropoutNd: "draws one mask per client",
+    nn.RNNBase: "has recurrent kernels that torch.func.vmap cannot batch",
+}
+
+
+def vmap_obstacle(model: FlatModel, inputs: Tensor, targets: Tensor, loss: Loss) -> str | None:
+    """Why clients of this model cannot be vmapped, naming the layer where it is known; None if they can.
+
+    Known layers are named; anything else is found by trying one gradient of two clients on `inputs` [B, ...] and
+    `targets` [B]. The model's parameters and buffers are left as they were.
+    """
+    for name, layer in model.module.named_modules():
+        for kind, reason in _UNVMAPPABLE.items():
+            if isinstance(layer, kind) and getattr(layer, "track_running_stats", True):
+                return f"layer {name or '(model)'} ({type(layer).__name__}) {reason}"
+    x, before, tensors = model.vector(), model.buffers(), [id(t) for t in model.module.buffers()]
+    name = type(model.module).__name__
+    try:
+        model.grad(x, inputs, targets, loss)
+        if not torch.equal(model.buffers(), before) or [id(t) for t in model.module.buffers()] != tensors:
+            return f"the model ({name}) changes its buffers while it trains"
+
+        stacked, two = StackedModel(model, loss), torch.stack([x, x])
+        stacked.grads(two, inputs.expand(2, *inputs.shape), targets.expand(2, *targets.shape))
+        if not stacked.by_rules:  # as second derivatives need it; this imports much of torch, for seconds
+
+            def summed(y: Tensor) -> Tensor:
+                return loss(model.call(y, inputs), targets).sum()
+
+            torch.func.vmap(torch.func.grad(summed))(two)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as e:
+        return f"torch.func.vmap cannot run the model ({name}): {str(e).splitlines()[0]}"
+    finally:
+        model.load(x)
+        model.load_buffers(before)
+    return None
 
 
 def _flattened(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

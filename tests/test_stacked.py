@@ -101,7 +101,7 @@ def _made(make, shape: tuple[int, ...]) -> tuple[FlatModel, Tensor, Tensor, Tens
 def test_gradients_are_those_of_each_client_alone(name, make, shape, by_rules) -> None:  # type: ignore[no-untyped-def]
     model, x, inputs, targets, mask = _made(make, shape)
     stacked = StackedModel(model, cross_entropy)
-    assert stacked._by_rules == by_rules
+    assert stacked.by_rules == by_rules
     g, sums = stacked.grads(x, inputs, targets, scale=0.5)
     masked, some = stacked.grads(x, inputs, targets, mask)
     for i in range(CLIENTS):
