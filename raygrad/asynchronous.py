@@ -12,14 +12,13 @@ is in flight is part of the server's state: who, since which round, until when, 
 import heapq
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
-from inspect import isgeneratorfunction
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from raygrad.contract import Algorithm, Ask, Cohort, Population, Replies
+from raygrad.contract import Algorithm, Ask, Cohort, Population, Replies, asks_first
 from raygrad.devices.base import Address
 from raygrad.errors import BadInput
 from raygrad.gang import BUFFERS, Gang, Phase, cut, parted
@@ -184,7 +183,7 @@ def first_ask(algorithm: Algorithm, state: Any, population: Population) -> Ask:
 def check(driver: "Driver", state: ServerState) -> None:
     """Refuse what cannot be asynchronous. Raises BadInput."""
     sampler = driver.sampler
-    if isgeneratorfunction(type(sampler).draw) or isinstance(sampler, Cyclic):
+    if asks_first(sampler) or isinstance(sampler, Cyclic):
         why = "goes by rounds" if isinstance(sampler, Cyclic) else "asks clients before it draws"
         raise BadInput(
             f"the sampler {type(sampler).__name__} {why}: it cannot be asynchronous (stragglers=buffered); choose "
@@ -254,7 +253,9 @@ def play(driver: "Driver", state: ServerState, index: int, policy: Buffered) -> 
     result = state.algorithm
     if answered:
         result = _step(driver.algorithm.round(state.algorithm, cohort), driver.replies(found, cohort))
-    clock_s = server.clock_s if len(clients) else state.clock_s + IDLE_S
+    clock_s = server.clock_s
+    if not counts.any() and clock_s == state.clock_s:  # nobody was there
+        clock_s += IDLE_S
     losses = np.full(len(clients), np.nan)
     if "train_loss" in found.scalars:
         losses[inside] = found.scalars["train_loss"]

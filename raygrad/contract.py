@@ -324,6 +324,11 @@ class Sampler(Protocol):
         ...
 
 
+def asks_first(sampler: Sampler) -> bool:
+    """Whether a sampler asks clients before it draws."""
+    return inspect.isgeneratorfunction(type(sampler).draw)
+
+
 @dataclass(frozen=True)
 class Told:
     """What a sampler may learn from a round: of the clients whose answers counted."""

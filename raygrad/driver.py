@@ -6,7 +6,6 @@ returns. Who counts is decided on the modelled clock before anything is computed
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from inspect import isgeneratorfunction
 from time import perf_counter
 from typing import Any, Protocol, cast
 
@@ -28,6 +27,7 @@ from raygrad.contract import (
     Resizes,
     Sampler,
     Told,
+    asks_first,
 )
 from raygrad.costs import Cost, rehearse
 from raygrad.devices.base import Address, Devices, Finish, Load
@@ -117,7 +117,7 @@ class Driver:
         factor = self.schedule(index)
         pool = self.pool(state, index, self.policy.asks(self.sampler.cohort))
         before: Talk | None = None
-        if isgeneratorfunction(type(self.sampler).draw):
+        if asks_first(self.sampler):
             asking = cast(Draw, self.sampler.draw(pool))
             before = self.converse(asking, ("sample", index), None, state.buffers, factor, state.clock_s)
             drawn = before.answered if before.result is None else self._checked(before.result, pool)
@@ -131,8 +131,10 @@ class Driver:
         )  # fmt: skip
         if before is not None:
             talk = _after(before, talk)
-        if talk.result is None:  # nobody answered, and that may be
-            talk = replace(talk, result=state.algorithm, seconds=talk.seconds or asynchronous.IDLE_S)
+        if talk.result is None:  # nobody answered in a phase, and that may be: nothing changes but the clock
+            idle_s = asynchronous.IDLE_S if self.devices.modelled else 0.0
+            seconds = talk.seconds or idle_s
+            talk = replace(talk, result=state.algorithm, seconds=seconds, states=[], buffers=state.buffers)
         known = self.learned(state.sampler, index, talk.answered, talk.fates)
         after = replace(
             state, algorithm=talk.result, buffers=talk.buffers, clock_s=state.clock_s + talk.seconds, sampler=known
@@ -523,13 +525,18 @@ def _same(ask: Ask, cohort: Cohort) -> None:
 
 
 def _after(before: Talk, talk: Talk) -> Talk:
-    """A round's conversation with that of its sampler, which came before, added to what it charges."""
+    """A round's conversation with that of its sampler, which came before, added to what it charges.
+
+    Whom the sampler asked and lost was asked in this round, too.
+    """
+    lost = before.fates.only(before.fates.outcome != ANSWERED)
     return replace(
         talk,
+        asked=talk.asked + len(lost.clients),
         seconds=before.seconds + talk.seconds,
         communications=before.communications + talk.communications,
         bytes_down=before.bytes_down + talk.bytes_down,
         bytes_up=before.bytes_up + talk.bytes_up,
         operations=before.operations + talk.operations,
-        fates=replace(talk.fates, seconds=before.seconds + talk.fates.seconds),
+        fates=replace(talk.fates, seconds=before.seconds + talk.fates.seconds).with_others(lost),
     )

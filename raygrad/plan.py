@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from raygrad import asynchronous, config
-from raygrad.contract import Learns, Population
+from raygrad.contract import Learns, Population, asks_first
 from raygrad.data.shards import Shards, prepare
 from raygrad.driver import Driver, Executor, States
 from raygrad.errors import BadInput
@@ -26,7 +26,7 @@ from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.stacked import vmap_obstacle
 from raygrad.states import refuse_if_too_large
-from raygrad.stragglers import POLICIES, Buffered, PartialWork
+from raygrad.stragglers import POLICIES, Buffered, Deadline, PartialWork
 from raygrad.talk import Done, ServerState
 
 VMAP_STEP_FLOPS = 25e6
@@ -174,6 +174,12 @@ def check_cohort(experiment: Experiment, clients: int) -> None:
     if (candidates := getattr(experiment.sampler, "candidates", 0)) > most:
         raise BadInput(f"sampler.candidates is {candidates}, but there are only {most} clients{there}")
     policy.check(cohort)
+    if isinstance(policy, Deadline) and policy.report_goal is not None and asks_first(experiment.sampler):
+        raise BadInput(
+            f"stragglers.report_goal is {policy.report_goal}, but the sampler {type(experiment.sampler).__name__} asks "
+            "clients before it draws: those that answer first would be taken, whatever they answer; leave out "
+            "report_goal, or use stragglers=over-select"
+        )
     steps = experiment.local.steps
     if isinstance(policy, PartialWork) and steps is not None and policy.least > steps:
         raise BadInput(

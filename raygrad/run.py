@@ -158,13 +158,19 @@ def create(
     if plan.state_bytes:
         say(f"clients keep {plan.state_bytes / 1e6:,.1f} MB of state between rounds, if every client is asked once")
     folder = new_folder(root, name, plan.experiment.hash)
-    with storage.run_storage(folder):
-        storage.write_json(folder / "data.json", describe(plan))
-        storage.write_json(folder / "where.json", where.to_json())
-        writer = tables.TableWriter(tables.folder(folder, "partition"), tables.TABLES["partition"], 0)
-        writer.append(_partition_rows(plan))
-        writer.close(1)
-        _write_experiment(folder, name, plan.experiment)
+    try:
+        with storage.run_storage(folder):
+            storage.write_json(folder / "data.json", describe(plan))
+            storage.write_json(folder / "where.json", where.to_json())
+            writer = tables.TableWriter(tables.folder(folder, "partition"), tables.TABLES["partition"], 0)
+            writer.append(_partition_rows(plan))
+            writer.close(1)
+            _write_experiment(folder, name, plan.experiment)
+    except Stopped as e:  # what is there is no run that could be resumed
+        shutil.rmtree(folder, ignore_errors=True)
+        raise Stopped(
+            f"storage lost while making {folder}: {e.__cause__}; nothing was played: start the run again"
+        ) from e
     return LoadedRun(folder, name, plan.experiment, where)
 
 

@@ -182,8 +182,9 @@ class PartialWork(_Synchronous):
             middle = (few + many + 1) // 2
             fits = in_time(middle)
             few, many = np.where(fits, middle, few), np.where(fits, many, middle - 1)
-        finish = attempt(few)
-        return Closing(counts, min(self.deadline_s, last(finish.seconds)), few)
+        made = np.where(counts, few, steps)  # who leaves does so while it makes all of them
+        finish = attempt(made)
+        return Closing(counts, min(self.deadline_s, last(finish.seconds)), made)
 
 
 @dataclass(frozen=True)

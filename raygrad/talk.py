@@ -1,7 +1,7 @@
 """What passes between the driver, executors and the run, as values: what became of clients, gangs and rounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -104,6 +104,16 @@ class Fates:
     steps: np.ndarray  # [m] int64, local steps that count; 0 where nothing is modelled
     staleness: np.ndarray  # [m] int64
     losses: np.ndarray  # [m] float64, mean training loss; NaN if none was reported
+
+    def only(self, which: np.ndarray) -> "Fates":
+        """Those of the clients where `which` [m] is true."""
+        return Fates(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def with_others(self, others: "Fates") -> "Fates":
+        """These and others, by number."""
+        both = [np.concatenate([getattr(self, f.name), getattr(others, f.name)]) for f in fields(self)]
+        order = np.argsort(both[0], kind="stable")
+        return Fates(*(column[order] for column in both))
 
 
 @dataclass(frozen=True)

@@ -413,12 +413,19 @@ def test_the_loss_phase_takes_modelled_time_and_candidates_may_leave(tmp_path: P
     sampler = PowerOfChoice(3, 8)
     devices = Exponential(examples_per_s=100.0, dropout=0.4, vary="round")
     d, plan = driver(experiment(sampler, devices=devices, failures=Failures(quorum=0)), tmp_path)
+    lost = 0
     for index in range(1, 9):
         played = d.play(plan.start(), index)
         candidates = next(sampler.draw(d.pool(plan.start(), index, 3))).cohort.clients
         assert set(played.talk.cohort.clients.tolist()) <= set(candidates.tolist())
+        fates = played.talk.fates
+        assert set(played.talk.cohort.clients.tolist()) <= set(fates.clients.tolist()) <= set(candidates.tolist())
+        assert (np.diff(fates.clients) > 0).all() and played.talk.asked == len(fates.clients)
+        lost += len(fates.clients) - len(played.talk.cohort)
+        assert int((fates.outcome == "answered").sum()) == int(played.talk.inside.sum())
         assert played.talk.seconds > played.talk.fates.seconds.max() - 1e-12
         assert len(played.talk.cohort) <= 3
+    assert lost > 8  # whom the loss phase lost is not passed over
 
 
 def test_over_selection_draws_more_candidates(tmp_path: Path) -> None:

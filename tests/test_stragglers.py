@@ -14,8 +14,8 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
-from raygrad.algorithms.scaffold import Scaffold
-from raygrad.contract import Answer, Cohort, Pool
+from raygrad.algorithms.scaffold import Scaffold, ScaffoldState
+from raygrad.contract import Answer, Ask, Cohort, Pool, Round, Task
 from raygrad.devices import Address, Constant, Exponential, Finish, Load, LogNormal, Trace
 from raygrad.driver import Driver
 from raygrad.errors import BadInput, BelowQuorum
@@ -250,6 +250,53 @@ def test_an_empty_round_changes_nothing_or_ends_the_run(tmp_path: Path) -> None:
     assert empty
 
 
+@dataclass(frozen=True)
+class InTwo(Scaffold):
+    """SCAFFOLD whose variates are answered in a phase of their own."""
+
+    def variate(self, task: Task, x: torch.Tensor, c_i: torch.Tensor) -> Answer:
+        g = task.full_grad(x)
+        return Answer({"change": g - c_i}, state={"c_i": g})
+
+    def descent(self, task: Task, x: torch.Tensor, c: torch.Tensor) -> Answer:
+        return Answer({"delta": -self.lr * c})
+
+    def round(self, state: ScaffoldState, cohort: Cohort) -> Round:
+        v = yield Ask(self.variate, cohort, {"x": state.x}, shares=("change",))
+        c = state.c + v.share("change")
+        r = yield Ask(self.descent, v.cohort, {"x": state.x, "c": c})
+        return ScaffoldState(state.x + r.mean("delta"), c)
+
+
+def test_a_round_whose_second_phase_nobody_answers_changes_no_state(tmp_path: Path) -> None:
+    """Nor the buffers; those that answered the first phase have answered in vain."""
+    devices = LogNormal(dropout=0.5, vary="round")
+    e = experiment(InTwo(), devices=devices, sampler=Uniform(3), rounds=20, dtype="float64", failures=Failures(0))
+    in_vain = 0
+    for played, store in states(e, tmp_path):
+        c, mean = played.state.algorithm.c.numpy(), store.get(np.arange(12))["c_i"].mean(0)
+        assert np.abs(c - mean).max() < 1e-13
+        in_vain += not played.talk.inside.any() and played.talk.phases == 2
+    assert in_vain
+
+
+def test_without_devices_an_empty_round_takes_no_modelled_time(tmp_path: Path) -> None:
+    e = experiment(FedAvg(lr=1e300), devices=problem(FedAvg()).devices, failures=Failures(0, nan="skip"), rounds=2)
+    found = [p for p, _ in states(e, tmp_path)]
+    assert not any(p.talk.inside.any() for p in found) and found[-1].state.clock_s == 0
+
+
+def test_who_leaves_does_so_while_it_makes_all_its_steps() -> None:
+    """Partial work of others does not hurry it."""
+    seconds = np.array([3.0, 9.0, 2.0])
+    answers = np.array([False, True, True])
+    closing = PartialWork(4.0).close(lambda k: Finish(seconds * k / 5, answers), np.full(3, 5), 3, np.zeros(3))
+    assert closing.counts.tolist() == [False, True, True] and closing.steps.tolist() == [5, 2, 5]
+    assert closing.seconds == pytest.approx(3.6)
+    alone = PartialWork(4.0).close(lambda k: Finish(3.0 * k / 5, answers[:1]), np.full(1, 5), 1, np.zeros(1))
+    assert alone.seconds == pytest.approx(3.0)
+
+
 # --- asynchronous ---------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +442,10 @@ def test_fedasync_mixes_models(tmp_path: Path) -> None:
         ({"stragglers": PartialWork(1.0, least=9)}, "stragglers.least is 9, but clients make 3 steps"),
         ({"sampler": Uniform(6, unbiased=True)}, "sampler.unbiased has no meaning in an asynchronous run"),
         ({"stragglers": Deadline(1.0, report_goal=7)}, "report_goal is 7, but only 6 clients are asked per round"),
+        (
+            {"sampler": PowerOfChoice(4, 8), "stragglers": Deadline(1.0, report_goal=3)},
+            "report_goal is 3, but the sampler PowerOfChoice asks clients before it draws",
+        ),
         ({"stragglers": OverSelect(2.5)}, "stragglers=over-select asks 15, but there are only 12"),
         ({"devices": problem(FedAvg()).devices}, "stragglers=buffered goes by the modelled clock, but devices is none"),
         (
@@ -606,6 +657,20 @@ def test_the_whole_server_state_survives_packing(tmp_path: Path) -> None:
     again = pack_server(unpack_server(planned(e, tmp_path).start(), packed))
     assert packed.keys() == again.keys() and all(torch.equal(packed[n], again[n]) for n in packed)
     assert any(n.startswith("run.flight.models.") for n in packed)
+
+
+@pytest.mark.parametrize("sampler", [Uniform(6), Available(6)])
+def test_the_clock_goes_on_while_nobody_is_there(sampler: object, tmp_path: Path) -> None:
+    """An asynchronous server that finds nobody asks again a minute later, until somebody wakes."""
+    path = tmp_path / "night.csv"
+    rows = [f"{c},{t},{a}" for c in range(12) for t, a in ((0, 0), (150, 1), (1e6, 1))]
+    path.write_text("\n".join(["client,time,available", *rows]))
+    e = experiment(
+        FedAvg(), devices=Trace(str(path)), stragglers=Buffered(3, 8), sampler=sampler, failures=Failures(quorum=0)
+    )
+    found = [p for p, _ in states(e, tmp_path)]
+    assert [p.state.clock_s for p in found[:3]] == [60, 120, 180]
+    assert [int(p.talk.inside.sum()) for p in found] == [0, 0, 0, 3, 3, 3]
 
 
 def test_steps_of_epochs(tmp_path: Path) -> None:

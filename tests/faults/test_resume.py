@@ -2,6 +2,7 @@
 stopped.
 """
 
+import errno
 import json
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
-from raygrad.errors import BadInput
+from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Checkpoints, Experiment, Where
 from raygrad.report import experiment_hash
 from raygrad.run import create, extend, play, resume, rounds
@@ -201,6 +202,19 @@ def test_a_start_that_fails_leaves_no_run_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("raygrad.run.open_executor", fail)
     with pytest.raises(BadInput, match="nothing here"):
         next(rounds(experiment(FedGA()), Where(on="local"), run_root=tmp_path, name="r"))
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an experiment.json nothing could be resumed, and that is not said."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("raygrad.run._write_experiment", full)
+    with pytest.raises(Stopped, match="storage lost while making .*No space left.*start the run again") as caught:
+        create(experiment(FedGA()), Where(on="local"), run_root=tmp_path, name="r")
+    assert caught.value.exit_code == 75 and "resum" not in str(caught.value)
     assert list((tmp_path / "r").iterdir()) == []
 
 
