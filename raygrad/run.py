@@ -557,14 +557,18 @@ def counts(outcome: np.ndarray) -> dict[str, int]:
 
 
 def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: int) -> dict[str, float]:
-    """Mean loss and metrics of a model on the validation parts of the fixed clients, or on the test set."""
+    """Mean loss and metrics of a model on the validation parts of the fixed clients, or on the test set.
+
+    Where clients could not be measured and `failures` lets the run go on, `clients_missing` counts them.
+    """
     if part == "test":
         batches = np.arange(plan.shards.test_batches)
         cohort = Cohort(batches, np.ones(len(batches)), Population(batches, np.ones(len(batches))))
     else:
         cohort = fixed_cohort(driver.population, plan.experiment.evaluation.clients, plan.experiment.seed)
     talk = driver.converse(Evaluator(part).measure(state.algorithm.x, cohort), (part, round), cohort, state.buffers)
-    return talk.result
+    missing = int((~talk.inside).sum())
+    return {**talk.result, "clients_missing": float(missing)} if missing else talk.result
 
 
 def alignment_probe(plan: Plan) -> AlignmentProbe:
