@@ -85,9 +85,9 @@ class FaultInjector:
 
 @dataclass
 class _Observer:
-    """Lets nothing happen; `seen` are the clients of every gang by round and phase."""
+    """Lets nothing happen; `seen` is as in `Watched`."""
 
-    seen: dict[tuple[int, int], list[tuple[int, ...]]] = field(default_factory=dict)
+    seen: dict[tuple[int, int], list[list[tuple[int, ...]]]] = field(default_factory=dict)
     faults: tuple[Fault, ...] = ()
 
     def wrap(self, executor: Executor, folder: Path) -> Executor:
@@ -121,9 +121,9 @@ def undisturbed(experiment: Experiment, where: Where, folder: Path) -> tuple[Loa
     for _ in play(whole, injector=observer):
         pass
     places = [
-        Place(round, phase, len(gangs), tuple(sorted({c for gang in gangs for c in gang})))
-        for (round, phase), gangs in sorted(observer.seen.items())
-        if gangs
+        Place(round, phase, max(map(len, runs)), tuple(sorted({c for gangs in runs for gang in gangs for c in gang})))
+        for (round, phase), runs in sorted(observer.seen.items())
+        if any(runs)
     ]
     return load(whole.folder), places
 

@@ -66,15 +66,19 @@ class Faulty:
 
 
 class Watched:
-    """An executor that notes in `places` where faults could strike: by round and phase, the clients of each gang."""
+    """An executor that notes where faults could strike: by round and phase, the clients of each gang, for every time
+    that it ran.
+    """
 
-    def __init__(self, inner: Executor, places: dict[tuple[int, int], list[tuple[int, ...]]]) -> None:
+    def __init__(self, inner: Executor, places: dict[tuple[int, int], list[list[tuple[int, ...]]]]) -> None:
         self._inner, self._places = inner, places
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         """See `Executor.run`."""
         here = where(phase)
-        found = [] if here is None else self._places.setdefault(here, [])
+        found: list[tuple[int, ...]] = []
+        if here is not None:
+            self._places.setdefault(here, []).append(found)
 
         def noted() -> Iterator[Gang]:
             for gang in gangs:

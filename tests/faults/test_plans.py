@@ -48,7 +48,7 @@ def test_random_plans(seed: int, tmp_path: Path) -> None:
     """50 plans over all algorithms; every other one takes a client out."""
     name = sorted(ALGORITHMS)[seed % len(ALGORITHMS)]
     found = check(experiment(name, seed), LOCAL, tmp_path, seed, 7, removes=seed % 2 == 0)
-    assert found.ok, f"{name}: {[str(f) for f in found.plan]}: {found.detail}"
+    assert found.ok and not found.missed, f"{name}: {[str(f) for f in found.plan]}: {found.detail}"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -57,7 +57,7 @@ def test_random_plans_on_the_modelled_clock(seed: int, tmp_path: Path) -> None:
     policy = (OverSelect(1.2), Buffered(3, 4), Buffered(2, 5, max_staleness=2))[seed % 3]
     e = experiment(("fedavg", "scaffold")[seed // 2 % 2], seed)
     found = check(replace(e, devices=devices, stragglers=policy), LOCAL, tmp_path, seed, 11, removes=seed % 2 == 0)
-    assert found.ok, f"{[str(f) for f in found.plan]}: {found.detail}"
+    assert found.ok and not found.missed, f"{[str(f) for f in found.plan]}: {found.detail}"
 
 
 @pytest.mark.usefixtures("ray_local")
