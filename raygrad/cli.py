@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from raygrad.commands import benchmark, check, output, results, show, traces, train
+from raygrad.commands import benchmark, check, output, results, show, sweeps, traces, train
 from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
 _ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
@@ -21,6 +21,7 @@ Start here
   raygrad run                 train FedGA on handwritten digits, with Ray
   raygrad resume digits       go on where it stopped
   raygrad report digits       tables and pictures
+  raygrad sweep digits --alpha 0.05,0.1,0.2    search settings with Ray Tune
   raygrad list algorithms     what there is, with every field for --set
   raygrad COMMAND --help      more, with examples
 """
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command("run", rich_help_panel="Train")(train.run)
 app.command("resume", rich_help_panel="Train")(train.resume)
 app.command("fork", rich_help_panel="Train")(train.fork)
+app.command("sweep", rich_help_panel="Train")(sweeps.sweep)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("export", rich_help_panel="Results")(results.export)
 app.command("digest", rich_help_panel="Results")(results.digest)

@@ -224,6 +224,7 @@ class Where:
     there is room and work for) or "2..16" (fewest and most). `address` is a Ray cluster's; without one a local Ray is
     started. `device` "auto" is a GPU where hosts have one. `numerics` "strict" refuses hosts that would compute other
     bits, "mark" admits and records them. `state_limit_bytes` bounds what clients' states may take on the driver's disk.
+    `cpus_per_host` is what a host reserves; hosts that take turns, as those of a trial's seeds, may share a CPU.
     """
 
     on: Literal["ray", "local"] = "ray"
@@ -235,10 +236,12 @@ class Where:
     shard_root: str | None = None
     numerics: Literal["strict", "mark"] = "strict"
     state_limit_bytes: int = 50 * 10**9
+    cpus_per_host: float = 1.0
 
     def __post_init__(self) -> None:
         HostRange.of(self.hosts)
         _at_least("gpus_per_host", self.gpus_per_host, 0)
+        _at_least("cpus_per_host", self.cpus_per_host, 0.01)
         if self.gpus_per_host > 1 and self.gpus_per_host % 1:
             raise BadInput(f"gpus_per_host is {self.gpus_per_host}; above 1 it must be a whole number")
         if self.on == "local" and (self.address or self.gpus_per_host):

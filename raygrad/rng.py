@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     DEVICES = 12
     TIES = 13
     FAULTS = 14
+    SWEEP = 15
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

@@ -48,7 +48,7 @@ from raygrad.talk import (
 )
 
 if TYPE_CHECKING:
-    from raygrad.onray.start import EarlyStart
+    from raygrad.onray.start import EarlyStart, Lender
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Round:
     virtual_s: float = 0.0  # on the modelled clock, at the end of the round
     answered: int = 0  # clients whose answers count
     _request: Callable[[np.ndarray, bool], None] = field(default=lambda ids, there: None, repr=False, compare=False)
+    _save: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     def retire(self, clients: Iterable[int]) -> None:
         """From the next round on these clients are not there. Their shards and states are kept.
@@ -83,6 +84,10 @@ class Round:
     def activate(self, clients: Iterable[int]) -> None:
         """From the next round on these clients are there (again)."""
         self._request(_numbers(clients), True)
+
+    def save(self) -> None:
+        """Write a checkpoint of the run as it stands now, besides those that the experiment asks for."""
+        self._save()
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,18 @@ def shard_root(where: Where, folder: Path) -> Path:
 
 
 def create(
-    experiment: Experiment, where: Where, *, run_root: str | Path, name: str, say: _Progress = lambda line: None
+    experiment: Experiment,
+    where: Where,
+    *,
+    run_root: str | Path,
+    name: str,
+    id: str | None = None,
+    say: _Progress = lambda line: None,
 ) -> LoadedRun:
-    """Check everything, prepare the data and make the run folder. Raises BadInput before anything starts."""
+    """Check everything, prepare the data and make the run folder. Raises BadInput before anything starts.
+
+    The folder is `run_root/name/id`, with an `id` that sorts by time unless one is given.
+    """
     check_where(where)
     root = Path(run_root).resolve()
     plan, *_ = [make_plan(e, where, shard_root(where, root / name / "x")) for _, e in experiment.stages()]
@@ -158,7 +172,7 @@ def create(
         say(note)
     if plan.state_bytes:
         say(f"clients keep {plan.state_bytes / 1e6:,.1f} MB of state between rounds, if every client is asked once")
-    folder = new_folder(root, name, experiment.hash)
+    folder = new_folder(root, name, experiment.hash, id)
     try:
         with storage.run_storage(folder):
             storage.write_json(folder / "data.json", describe(plan))
@@ -180,9 +194,9 @@ def check_where(where: Where) -> None:
     if where.on == "local":
         check_device(where.device_type)
     else:
-        from raygrad.onray.cluster import check
+        from raygrad.onray.cluster import check, is_up
 
-        if check(where) is None:
+        if check(where) is None and not is_up():  # another machine of a Ray that is up may have what we lack
             check_device(where.device_type)
 
 
@@ -285,10 +299,12 @@ def play(
     say: _Progress = lambda line: None,
     early: "EarlyStart | None" = None,
     injector: Injector | None = None,
+    lender: "Lender | None" = None,
 ) -> Generator[Round, None, None]:
     """The rounds that `run` still lacks, each saved before it is given out; the test evaluation follows the last.
 
-    `early` is a local Ray that was begun to be started for this run.
+    `early` is a local Ray that was begun to be started for this run. `lender` has hosts that others have used before,
+    and will use after it.
     """
     record = storage.read_json(run.folder / "experiment.json")
     if record["hash"] != run.experiment.hash:
@@ -321,7 +337,7 @@ def play(
             if injector is not None:
                 plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))
             with ExitStack() as stack:
-                yield from _Player(run, plan, found, stack, say, early, injector).rounds(last)
+                yield from _Player(run, plan, found, stack, say, early, injector, lender).rounds(last)
 
 
 class _Player:
@@ -329,9 +345,9 @@ class _Player:
 
     def __init__(
         self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress,
-        early: "EarlyStart | None" = None, injector: Injector | None = None,
+        early: "EarlyStart | None" = None, injector: Injector | None = None, lender: "Lender | None" = None,
     ) -> None:  # fmt: skip
-        self._early, self._injector = early, injector
+        self._early, self._injector, self._lender = early, injector, lender
         self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
         self._folder, self._began = run.folder, perf_counter()
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
@@ -359,7 +375,9 @@ class _Player:
         check_tables(self._folder, self._done)
         self._stack.enter_context(self._interrupts.installed())
         executor = self._stack.enter_context(
-            open_executor(self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early)
+            open_executor(
+                self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early, self._lender
+            )
         )
         e, injector = self._experiment, self._injector
         if injector is not None:
@@ -540,7 +558,12 @@ class _Player:
             virtual_s=played.state.clock_s,
             answered=int(talk.inside.sum()),
             _request=self._request,
+            _save=self._save_whole,
         )
+
+    def _save_whole(self) -> None:
+        with self._interrupts.shielded():
+            self._save()
 
     def _save(self) -> None:
         """Close the tables' parts, then write a checkpoint of the last adopted round."""
@@ -641,8 +664,9 @@ def alignment_probe(plan: Plan) -> AlignmentProbe:
 
 @contextmanager
 def open_executor(
-    plan: Plan, where: Where, folder: Path, interrupts: Interrupts, say: _Progress, early: "EarlyStart | None" = None
-) -> Iterator[Executor]:
+    plan: Plan, where: Where, folder: Path, interrupts: Interrupts, say: _Progress, early: "EarlyStart | None" = None,
+    lender: "Lender | None" = None,
+) -> Iterator[Executor]:  # fmt: skip
     """The executor that `where` names, after its numerics were held against what the run recorded."""
     path = folder / "numerics.json"
     recorded = storage.read_json(path)["numerics"] if path.is_file() else None
@@ -663,7 +687,15 @@ def open_executor(
                 raise Stopped("stopped by SIGTERM") from e
             interrupts.install()  # again, since Ray set its own
             executor = RayExecutor(
-                plan.spec, where.hosts, where.gpus_per_host, recorded, strict, made, joined=not started
+                plan.spec,
+                where.hosts,
+                where.gpus_per_host,
+                recorded,
+                strict,
+                made,
+                not started,
+                where.cpus_per_host,
+                lender,
             )
         stack.callback(executor.close)
         if recorded is None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def new_folder(run_root: Path, name: str, hash: str) -> Path:
-    """An empty folder `run_root/name/id`; ids sort by time."""
+def new_folder(run_root: Path, name: str, hash: str, id: str | None = None) -> Path:
+    """An empty folder `run_root/name/id`; ids sort by time. Given an `id`, what a start that failed left is removed."""
     if not name or name.startswith(".") or "/" in name:
         raise BadInput(f"name {name!r} cannot name a folder")
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{hash[:6]}"
     try:
         (run_root / name).mkdir(parents=True, exist_ok=True)
+        if id is not None:
+            folder = run_root / name / id
+            if is_run(folder):
+                raise BadInput(f"{folder} is a run already")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            return folder
         for i in range(1, 1000):
             folder = run_root / name / (stem if i == 1 else f"{stem}-{i}")
             try:

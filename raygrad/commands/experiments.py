@@ -42,7 +42,7 @@ class Chosen:
 def choose(text: str, settings: Iterable[str] = (), given: Given | None = None) -> Chosen:
     """The experiment that `text` names, with `PATH=VALUE` settings and then the options applied. Raises BadInput."""
     chosen = _named(text)
-    assignments = [_split(s) for s in settings]
+    assignments = [split(s) for s in settings]
     assignments += [(path, str(value)) for path, value in (given or {}).items() if value is not None]
     experiment = config.assign_all(chosen.experiment, _one_of_each(assignments))
     _check_parts(experiment)
@@ -51,14 +51,15 @@ def choose(text: str, settings: Iterable[str] = (), given: Given | None = None) 
 
 def change_failures(experiment: Experiment, settings: Iterable[str]) -> Experiment:
     """A run's experiment with other settings of `failures`. Raises BadInput for any other field."""
-    assignments = [_split(s) for s in settings]
+    assignments = [split(s) for s in settings]
     for path, _ in assignments:
         if not path.startswith("failures."):
             raise BadInput(f"--set {path}: a run goes on as it began, but for rounds and failures; start a new run")
     return config.assign_all(experiment, assignments)
 
 
-def _split(setting: str) -> tuple[str, str]:
+def split(setting: str) -> tuple[str, str]:
+    """The field and the value of PATH=VALUE. Raises BadInput."""
     path, equals, value = setting.partition("=")
     if not (path.strip() and equals):
         raise BadInput(f"--set {setting!r} is not of the form PATH=VALUE, for example --set algorithm.beta=0.1")

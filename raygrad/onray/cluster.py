@@ -49,6 +49,11 @@ def connected(where: Where) -> Iterator[bool]:
         ray.shutdown()
 
 
+def is_up() -> bool:
+    """Whether this process is in a Ray."""
+    return ray.is_initialized()
+
+
 def check(where: Where) -> str | None:
     """The address of the Ray to join, None to start one. Raises BadInput for what can be known to fail before that."""
     address = where.address or os.environ.get("RAY_ADDRESS")
@@ -82,10 +87,11 @@ def check_room(where: Where, may_grow: bool = False) -> None:
     Elastic hosts wait for a cluster that may grow.
     """
     wanted = where.host_range
-    room = group_room(where.gpus_per_host)
+    needs = _needs(where.gpus_per_host, where.cpus_per_host)
+    room = group_room(where.gpus_per_host, where.cpus_per_host)
     if room is not None:
         if wanted.fewest > room:
-            each = " and ".join(f"{number:g} {kind}" for kind, number in _needs(where.gpus_per_host).items())
+            each = " and ".join(f"{number:g} {kind}" for kind, number in needs.items())
             raise BadInput(
                 f"hosts is {where.hosts}, but the placement group has room for {room} beside this task; "
                 f"each needs {each}"
@@ -94,7 +100,7 @@ def check_room(where: Where, may_grow: bool = False) -> None:
     if wanted.elastic and may_grow:
         return
     have = ray.cluster_resources()
-    for kind, each in _needs(where.gpus_per_host).items():
+    for kind, each in needs.items():
         if each * wanted.fewest > have.get(kind, 0.0) + TINY:
             fits = int((have.get(kind, 0.0) + TINY) / each)
             raise BadInput(
@@ -105,10 +111,10 @@ def check_room(where: Where, may_grow: bool = False) -> None:
 
 def free_room(gpus_per_host: float) -> int:
     """How many more hosts there is room for now, beside whatever else runs on the cluster."""
-    return _fits(ray.available_resources(), gpus_per_host)
+    return _fits(ray.available_resources(), _needs(gpus_per_host))
 
 
-def group_room(gpus_per_host: float) -> int | None:
+def group_room(gpus_per_host: float, cpus_per_host: float = 1.0) -> int | None:
     """How many hosts fit into the placement group that we are in, beside our own task; None outside of one."""
     group = ray.util.get_current_placement_group()
     if group is None:
@@ -118,7 +124,7 @@ def group_room(gpus_per_host: float) -> int | None:
     for bundle in group.bundle_specs:
         if own and all(bundle.get(kind, 0.0) + TINY >= number for kind, number in own.items()):
             bundle, own = {kind: number - own.get(kind, 0.0) for kind, number in bundle.items()}, {}
-        room += _fits(bundle, gpus_per_host)
+        room += _fits(bundle, _needs(gpus_per_host, cpus_per_host))
     return room
 
 
@@ -132,9 +138,9 @@ def ask_for(hosts: int, gpus_per_host: float) -> None:
     request_resources(bundles=[_needs(gpus_per_host)] * hosts)
 
 
-def _needs(gpus_per_host: float) -> dict[str, float]:
-    return {"CPU": 1.0} | ({"GPU": gpus_per_host} if gpus_per_host else {})
+def _needs(gpus_per_host: float, cpus_per_host: float = 1.0) -> dict[str, float]:
+    return {"CPU": cpus_per_host} | ({"GPU": gpus_per_host} if gpus_per_host else {})
 
 
-def _fits(have: Mapping[str, float], gpus_per_host: float) -> int:
-    return min(int((have.get(kind, 0.0) + TINY) / each) for kind, each in _needs(gpus_per_host).items())
+def _fits(have: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    return min(int((have.get(kind, 0.0) + TINY) / each) for kind, each in needs.items())

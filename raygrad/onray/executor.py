@@ -23,6 +23,7 @@ from raygrad.hosts import HostRange
 from raygrad.onray.loss import unreachable
 from raygrad.onray.pool import LOST, Pool, wait
 from raygrad.onray.schedule import IN_FLIGHT, Call, Host, Job, Schedule
+from raygrad.onray.start import Lender
 from raygrad.runner import HostSpec
 from raygrad.talk import Done, Operation
 
@@ -37,7 +38,7 @@ REMEMBERED = 16
 
 
 @cache
-def _ship_by_value(name: str) -> None:
+def ship_by_value(name: str) -> None:
     """Send code of a user's own module along, since hosts may not be able to import it. Installed packages they can."""
     module = sys.modules[name]
     file = getattr(module, "__file__", None)
@@ -49,8 +50,9 @@ class RayExecutor:
     """Host actors behind one `run`.
 
     `hosts` is as in `Where`. `numerics` is what an earlier part of the run recorded, if there was one. `made` are host
-    actors to use first. With `joined` this Ray was not started for the run: the user's own modules travel along, for
-    hosts that cannot import them, and elastic hosts ask the cluster's autoscaler for room.
+    actors to use first; a `lender` has more of them, and is given back what is idle at the end. With `joined` this Ray
+    was not started for the run: the user's own modules travel along, for hosts that cannot import them, and elastic
+    hosts ask the cluster's autoscaler for room.
     """
 
     def __init__(
@@ -62,10 +64,15 @@ class RayExecutor:
         strict: bool = True,
         made: Iterable[Any] = (),
         joined: bool = True,
+        cpus_per_host: float = 1.0,
+        lender: Lender | None = None,
     ) -> None:
+        self._lender = lender
+        if lender is not None:
+            made = [*made, *lender.take(HostRange.of(hosts).fewest)]
         self._joined = joined
         if joined:
-            _ship_by_value(type(spec.model).__module__)
+            ship_by_value(type(spec.model).__module__)
         self._schedule = Schedule()
         self._calls: dict[Any, Call] = {}  # by reference, in flight
         self._news: list[Done] = []
@@ -77,7 +84,7 @@ class RayExecutor:
         self._loses_next = False
         self._away_s = 0.0  # what others did between our steps: hosts are not to blame for it
         self._left_s = self._look_s = 0.0
-        self.pool = Pool(spec, HostRange.of(hosts), gpus_per_host, numerics, strict, made, joined)
+        self.pool = Pool(spec, HostRange.of(hosts), gpus_per_host, numerics, strict, made, joined, cpus_per_host)
         try:
             self.pool.await_first()
         except BaseException:
@@ -117,7 +124,9 @@ class RayExecutor:
         return sorted(self.pool.ready, key=lambda h: -len(h.calls))
 
     def close(self) -> None:
-        """End the host actors."""
+        """End the host actors; those that were lent and are idle go back."""
+        if self._lender is not None:
+            self._lender.give(self.pool.release())
         self.pool.close()
 
     # --- one phase --------------------------------------------------------------------------------------------------
@@ -168,7 +177,7 @@ class RayExecutor:
             self._references = {n: ref for n, ref in self._references.items() if n < number}
         if self._joined:
             for owner in (phase.work, type(getattr(phase.work, "__self__", None))):  # a method may be inherited
-                _ship_by_value(owner.__module__)
+                ship_by_value(owner.__module__)
         self._news, self._unanswered = [], 0
         self._away_s += perf_counter() - self._left_s
         self._schedule.begin(number, f"{phase.work.__qualname__} on {phase.part}", again)

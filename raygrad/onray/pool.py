@@ -52,14 +52,15 @@ class Pool:
         strict: bool,
         made: Iterable[Any],
         joined: bool,
+        cpus_per_host: float = 1.0,
     ) -> None:
         self.hosts: list[Host] = []
         self.hellos: dict[Any, Host] = {}
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
         self.odd_hosts: dict[str, str] = {}
         self._range, self._gpus, self._strict = hosts, gpus_per_host, strict
-        self._group_room = cluster.group_room(gpus_per_host)
-        self._actor_class = host_class(gpus_per_host)
+        self._group_room = cluster.group_room(gpus_per_host, cpus_per_host)
+        self._actor_class = host_class(gpus_per_host, cpus_per_host)
         self._spec = ray.put(spec)
         self._asks = hosts.elastic and joined and self._group_room is None
         self._asked = self._had = 0
@@ -153,6 +154,12 @@ class Pool:
         if self._asked:
             cluster.ask_for(0, self._gpus)
             self._asked = 0
+
+    def release(self) -> list[Any]:
+        """The actors of hosts that have nothing to do, which are no longer ours."""
+        idle = [h for h in self.ready if not h.calls]
+        self.hosts = [h for h in self.hosts if h not in idle]
+        return [h.actor for h in idle]
 
     def _start(self, actor: Any) -> None:
         host = Host(actor)

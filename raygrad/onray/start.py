@@ -28,7 +28,7 @@ def start_ray(cpus: int, gpus: int | None) -> None:
         )  # fmt: skip
 
 
-def host_class(gpus_per_host: float = 0.0) -> Any:
+def host_class(gpus_per_host: float = 0.0, cpus_per_host: float = 1.0) -> Any:
     """The host actor's class, wrapped for Ray. In a placement group its actors belong to it, else they are spread."""
     import ray
     from ray.util import get_current_placement_group
@@ -39,8 +39,36 @@ def host_class(gpus_per_host: float = 0.0) -> Any:
     group = get_current_placement_group()
     place = "SPREAD" if group is None else PlacementGroupSchedulingStrategy(group, -1, True)
     return ray.remote(
-        num_cpus=1, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy=place
+        num_cpus=cpus_per_host, num_gpus=gpus_per_host, max_restarts=0, max_task_retries=0, scheduling_strategy=place
     )(ClientHost)
+
+
+class Lender:
+    """Host actors that outlive a run: those that one gives back are the next one's. `number` are started at once.
+
+    They belong to the placement group that we are in, if we are in one.
+    """
+
+    def __init__(self, number: int, gpus_per_host: float = 0.0, cpus_per_host: float = 1.0) -> None:
+        make = host_class(gpus_per_host, cpus_per_host)
+        self._idle: list[Any] = [make.remote() for _ in range(number)]
+
+    def take(self, most: int) -> list[Any]:
+        """At most so many of the idle ones. Whether they are alive, the taker finds out."""
+        taken, self._idle = self._idle[:most], self._idle[most:]
+        return taken
+
+    def give(self, actors: list[Any]) -> None:
+        """Actors that do nothing now."""
+        self._idle += actors
+
+    def close(self) -> None:
+        """End the idle ones."""
+        import ray
+
+        for actor in self._idle:
+            ray.kill(actor)
+        self._idle = []
 
 
 class EarlyStart:

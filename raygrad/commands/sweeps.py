@@ -1,0 +1,305 @@
+"""`raygrad sweep`."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from raygrad.commands import options, output
+from raygrad.errors import BadInput, RaygradError, Stopped
+
+if TYPE_CHECKING:
+    from raygrad.commands.experiments import Chosen
+    from raygrad.sweep import LoadedSweep
+
+SPACE, SEARCH = "Search space", "Search"
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+class Interrupted(RaygradError):
+    """Ctrl-C."""
+
+    exit_code = 130
+
+
+def sweep(
+    recipe: options.Recipe = "digits",
+    alpha: Annotated[
+        str | None, typer.Option("--alpha", metavar="EXPR", help="Values of algorithm.lr.", rich_help_panel=SPACE)
+    ] = None,
+    beta: Annotated[
+        str | None, typer.Option("--beta", metavar="EXPR", help="Values of algorithm.beta.", rich_help_panel=SPACE)
+    ] = None,
+    k: Annotated[
+        str | None, typer.Option("--K", metavar="EXPR", help="Values of local.steps.", rich_help_panel=SPACE)
+    ] = None,
+    algorithm: Annotated[
+        str | None, typer.Option("--algorithm", metavar="LIST", help="Algorithms to compare.", rich_help_panel=SPACE)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=EXPR", help="A dimension, or with one value a setting. Repeatable.",
+            rich_help_panel=SPACE,
+        ),
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--start", metavar="POINT", help="Try first: alpha=0.1,beta=0.05,K=5. Repeatable.", rich_help_panel=SPACE
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Settings to try; a grid has its own number.", rich_help_panel=SEARCH)
+    ] = 10,
+    search: Annotated[
+        Literal["random", "grid", "optuna"], typer.Option("--search", help="How settings come.", rich_help_panel=SEARCH)
+    ] = "random",
+    scheduler: Annotated[
+        Literal["none", "asha", "median", "hyperband", "pbt"],
+        typer.Option("--scheduler", help="What stops bad trials, at equal communications.", rich_help_panel=SEARCH),
+    ] = "none",
+    seeds: Annotated[
+        int, typer.Option("--seeds", help="Seeds of each setting; their mean counts.", rich_help_panel=SEARCH)
+    ] = 1,
+    winner_seeds: Annotated[
+        int,
+        typer.Option(
+            "--winner-seeds", help="Fresh seeds with which the best settings are run again and tested.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = 3,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric", help="What is compared, on validation data.", rich_help_panel=SEARCH,
+            show_default="accuracy, or the loss where there is none",
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["max", "min"] | None,
+        typer.Option(
+            "--mode", help="Whether more of it is better.", rich_help_panel=SEARCH, show_default="max; of the loss min"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The seed of the search.", rich_help_panel=SEARCH)] = 0,
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", help="Rounds of a trial.", rich_help_panel=SEARCH, show_default=False)
+    ] = None,
+    communications: Annotated[
+        int | None,
+        typer.Option(
+            "--communications", help="Communications of a trial: FedGA charges two for a round.",
+            rich_help_panel=SEARCH, show_default=False,
+        ),
+    ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--time-budget", metavar="TIME", help="The longest that a trial may take: 2h, 30m, 90s.",
+            rich_help_panel=SEARCH, show_default=False,
+        ),
+    ] = None,
+    hosts_per_trial: Annotated[
+        int,
+        typer.Option("--hosts-per-trial", help="Hosts reserved for each trial.", rich_help_panel=options.MACHINE),
+    ] = 1,
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrent", help="Trials at the same time.", rich_help_panel=options.MACHINE,
+            show_default="as many as there is room for",
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries", help="How often a trial is started again that lost its machine.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = 3,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="SWEEP", help="Go on with a sweep: its path, name/id, or name."),
+    ] = None,
+    address: options.Address = None,
+    gpus_per_host: options.GpusPerHost = None,
+    device: options.Device = None,
+    numerics: options.Numerics = None,
+    data_root: options.DataRoot = None,
+    shard_root: options.ShardRoot = None,
+    run_root: options.RunRoot = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="The sweep goes to RUN_ROOT/NAME/ID.", rich_help_panel=options.OUTPUT,
+            show_default="the recipe's name with -sweep",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print the sweep's folder only.", rich_help_panel=options.OUTPUT)
+    ] = False,
+) -> None:  # fmt: skip
+    """Search settings with Ray Tune, and run the best ones again with fresh seeds.
+
+    Every trial is a run of its own. They are compared on validation data at
+    equal communications; the test set is used for the best settings only, at
+    the end. Results go to ./runs/NAME/ID: trials.parquet and the trials' runs.
+
+    \b
+    Values
+      1,5,10,20   loguniform(0.01,0.5)   uniform(0,0.4)   randint(5,20)
+      linspace(0,0.4,5)   logspace(0.01,0.5,6)   quniform(0,0.4,0.05)
+
+    \b
+    Examples
+      raygrad sweep digits --alpha 'loguniform(0.01,0.5)' --beta 'uniform(0,0.4)' --K 1,5,10,20 --samples 40
+      raygrad sweep digits --alpha 'loguniform(0.01,0.5)' --scheduler asha --seeds 3
+      raygrad sweep digits --search grid --alpha 0.05,0.1,0.2 --beta 'linspace(0,0.4,5)'
+      raygrad sweep digits --algorithm fedga,scaffold,fedavg --alpha 'loguniform(0.01,0.5)' --communications 200
+      raygrad sweep digits --set local.batch_size=10,32 --set model=linear
+      raygrad sweep digits --alpha 0.05,0.1 --address auto --hosts-per-trial 2 --max-concurrent 4
+      raygrad sweep --resume digits-sweep
+    """
+    with output.errors():
+        from raygrad import sweep as sweeps
+        from raygrad.commands import experiments
+
+        def say(line: str) -> None:
+            if not quiet:
+                print(line, flush=True)
+
+        place = {
+            "address": address, "gpus_per_host": gpus_per_host, "device": device, "numerics": numerics,
+            "data_root": data_root, "shard_root": shard_root,
+        }  # fmt: skip
+        short = {
+            "algorithm": algorithm, "algorithm.lr": alpha, "algorithm.beta": beta, "local.steps": k,
+        }  # fmt: skip
+        if resume is not None:
+            if any(v is not None for v in (*short.values(), settings, start, rounds, communications)):
+                raise BadInput("--resume goes on with a sweep as it was begun; leave out its space, start and budget")
+            loaded = sweeps.load(resume, run_root)
+            where = experiments.place(place, loaded.where)
+            experiments.check_reachable(where, run_root)
+            with _stopping(run_root) as began:
+                began(loaded)
+                loaded = sweeps.resume(loaded.folder, run_root=run_root, where=where, say=say)
+        else:
+            where = experiments.place(place)
+            experiments.check_reachable(where, run_root)
+            chosen, dimensions, words = _split(recipe, short, settings or [], rounds)
+            made = sweeps.Sweep(
+                chosen.experiment, dimensions, samples=samples, search=search, scheduler=scheduler, seeds=seeds,
+                communications=communications, hosts_per_trial=hosts_per_trial, max_concurrent=max_concurrent,
+                time_budget_s=None if time_budget is None else seconds(time_budget),
+                start=tuple(sweeps.space.point(p) for p in start or ()), metric=metric, mode=mode, seed=seed,
+                winner_seeds=winner_seeds, retries=retries,
+            )  # fmt: skip
+            if data_root is not None:
+                words += ["--data-root", str(data_root)]
+            with _stopping(run_root) as began:
+                loaded = sweeps.run(
+                    made, where, run_root=run_root, name=name or f"{chosen.name}-sweep", recipe=words, say=say,
+                    began=began,
+                )  # fmt: skip
+    if quiet:
+        output.line(output.shown(loaded.folder))
+    else:
+        _finish(loaded, run_root)
+
+
+def seconds(text: str) -> float:
+    """A time such as 2h, 1h30m, 90s or 90 in seconds. Raises BadInput."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None or not any(found.groups()):
+        raise BadInput(f"time budget {text!r} is no time; write it as 2h, 30m, 1h30m or 90s")
+    h, m, s = (float(g or 0) for g in found.groups())
+    return 3600 * h + 60 * m + s
+
+
+@contextmanager
+def _stopping(run_root: Path) -> "Iterator[Callable[[LoadedSweep], None]]":
+    """Around a sweep: says how to go on where it breaks off. It gives a function that is told which sweep it is."""
+    known: list[LoadedSweep] = []
+    try:
+        yield known.append
+    except (Stopped, KeyboardInterrupt) as e:
+        how = f"continue it with `raygrad sweep --resume {output.run_name(known[0].folder, run_root)}`" if known else ""
+        if isinstance(e, Stopped):
+            e.add_note(how or "nothing was played: start the sweep again")
+            raise
+        raise Interrupted(f"interrupted; {how or 'start the sweep again'}") from None
+
+
+def _split(
+    recipe: str, short: dict[str, str | None], settings: list[str], rounds: int | None
+) -> tuple["Chosen", dict[str, str], list[str]]:
+    """The experiment with what has one value, the dimensions, and the words that name the experiment."""
+    from raygrad import config, space
+    from raygrad.commands import experiments
+
+    given = {n: v for n, v in short.items() if v is not None}
+    given |= dict(experiments.split(s) for s in settings)
+    base = experiments.choose(recipe).experiment
+    several = {n for n, text in given.items() if _several(space.parse(text, n)) and not _is_list(config, base, n, text)}
+    # One value of a field of a kind that is itself searched (beta, where algorithms are compared) is set per trial.
+    several |= {n for n in given if n.rpartition(".")[0] in several}
+    fixed = [f"{n}={text}" for n, text in given.items() if n not in several]
+    chosen = experiments.choose(recipe, fixed, {"rounds": rounds})
+    return chosen, {n: given[n] for n in given if n in several}, [recipe, *(w for f in fixed for w in ("--set", f))]
+
+
+def _several(expression: object) -> bool:
+    from raygrad.space import Values
+
+    return not (isinstance(expression, Values) and len(expression.values) == 1)
+
+
+def _is_list(config: ModuleType, base: object, path: str, text: str) -> bool:
+    """Whether the field takes a list as its one value, as metrics does."""
+    try:
+        value = config.assign(base, path, text)
+        for part in path.split("."):
+            value = getattr(value, part)
+    except BadInput:
+        return False
+    return isinstance(value, tuple)
+
+
+def _finish(loaded: "LoadedSweep", run_root: Path) -> None:
+    """What came of it, the best settings, and how to repeat them."""
+    from raygrad import sweep as sweeps
+
+    rows = loaded.trials().to_pylist()
+    outcomes = [r["outcome"] for r in rows if r["role"] == "search"]
+    counts = [f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)]
+    told = [("sweep", output.run_name(loaded.folder, run_root)), ("runs", ", ".join(counts))]
+    s = loaded.sweep
+    heads = sweeps.best_settings(loaded)
+    if not heads:
+        told.append(("best", "none: no trial finished; give wider ranges of smaller step sizes, or more rounds"))
+    commands = []
+    for head in heads:
+        shown = " ".join(f"{sweeps.SHOWN.get(n, n)} {v}" for n, v in head["settings"].items())
+        seeds = f", mean of {s.seeds} seeds" if s.seeds > 1 else ""
+        told.append(("best", f"{shown}: validation {s.measure} {head['value']:.4g}{seeds} (trial {head['trial']})"))
+        fresh = [r for r in rows if r["role"] == "winner" and r["trial"] == head["trial"]]
+        tests = [r["test"] for r in fresh if r["test"] is not None]
+        if tests:
+            mean = sum(tests) / len(tests)
+            spread = (sum((t - mean) ** 2 for t in tests) / max(1, len(tests) - 1)) ** 0.5
+            again = f" ± {spread:.2g}, {len(tests)} fresh seeds" if len(tests) > 1 else ", a fresh seed"
+            told.append(("test", f"{s.measure} {mean:.4g}{again}"))
+        repeated = (fresh or [r for r in rows if r["trial"] == head["trial"]])[0]
+        commands.append(("again", loaded.command(repeated)))
+    output.line("")
+    output.pairs([*told, ("trials", output.shown(loaded.folder / "trials.parquet")), *commands])
+    failed = sum(o == "failed" for o in outcomes)
+    if failed:
+        name = output.run_name(loaded.folder, run_root)
+        output.line(f"{failed} runs failed; `raygrad sweep --resume {name}` tries them again")

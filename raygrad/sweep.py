@@ -1,0 +1,699 @@
+"""Sweeps: many settings of one experiment, compared on validation data, and the best one run again with fresh seeds.
+
+    sweep = Sweep(experiment, {"alpha": "loguniform(0.01, 0.5)", "K": "5,10,20"}, samples=40, scheduler="asha")
+    done = raygrad.sweep.run(sweep, name="digits-sweep")
+    done.best()
+
+A sweep leaves RUN_ROOT/NAME/ID with sweep.json, trials.parquet and the run folders of its trials. Everything that it
+needs to go on is in there, and nothing of it is a pickle: points that are over are read from trials.parquet, the others
+go on from their runs' checkpoints, and what a scheduler or a search has learned is told to a new one.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
+from math import isnan, lcm
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raygrad import checkpoint, config, space, storage, tables
+from raygrad import run as engine
+from raygrad.contract import Cohort, asks_first
+from raygrad.devices import NotModelled
+from raygrad.errors import BadInput
+from raygrad.executors.inprocess import InProcess
+from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.naming import unknown
+from raygrad.plan import Plan, check_cohort, make_plan
+from raygrad.runs import LoadedRun, is_run, locked, new_folder
+from raygrad.space import Expression, Range, Settings, Value
+from raygrad.stragglers import WaitForAll
+from raygrad.talk import Failures
+from raygrad.trial import Evaluation, Job, evaluations
+
+Say = Callable[[str], None]
+OVER = ("finished", "stopped", "diverged", "time")
+"""Outcomes after which a trial is not played again."""
+EXTRA = "pip install 'raygrad[tune]'"
+"""What brings Optuna."""
+SHOWN = {path: name for name, path in space.ALIASES.items()}
+"""Short names by field, as they are printed."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched, and how.
+
+    `space` gives each dimension's values (`raygrad.space`) by its field (`algorithm.beta`) or short name (`beta`).
+    Where the algorithm itself is a dimension, fields that one of them lacks are left out for its trials, and settings
+    that are the same then are played once. A grid plays every combination, whatever `samples` says.
+
+    Each trial plays one setting with the seeds `experiment.seed`, +1, … of which there are `seeds`; its value is their
+    mean of `metric` (None: accuracy, or the loss where accuracy is not measured). Its budget is `experiment.rounds`, or
+    as many rounds as `communications` allow. `start` are settings that are tried first. `hosts_per_trial` hosts are
+    reserved for each trial, and used by its seeds in turn. The best setting, or of each algorithm the best, is run
+    again with `winner_seeds` seeds that the search has not seen, and only then tested.
+    """
+
+    experiment: Experiment
+    space: dict[str, Any]
+    samples: int = 10
+    search: Literal["random", "grid", "optuna"] = "random"
+    scheduler: Literal["none", "asha", "median", "hyperband", "pbt"] = "none"
+    seeds: int = 1
+    communications: int | None = None
+    hosts_per_trial: int = 1
+    max_concurrent: int | None = None
+    time_budget_s: float | None = None
+    start: tuple[dict[str, Any], ...] = ()
+    metric: str | None = None
+    mode: Literal["max", "min"] | None = None
+    seed: int = 0
+    winner_seeds: int = 3
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "space", {space.field_of(n): _text(v) for n, v in self.space.items()})
+        object.__setattr__(self, "start", tuple({space.field_of(n): v for n, v in p.items()} for p in self.start))
+        for name, lowest in (
+            ("samples", 1), ("seeds", 1), ("communications", 1), ("hosts_per_trial", 1), ("max_concurrent", 1),
+            ("seed", 0), ("winner_seeds", 0), ("retries", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise BadInput(f"{name} is {value}; it must be >= {lowest}")
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise BadInput(f"time_budget_s is {self.time_budget_s}; it must be > 0")
+        if self.scheduler == "pbt":
+            raise BadInput("scheduler pbt is not there yet; use asha, median or hyperband")
+        for path in ("seed", "rounds"):
+            if path in self.space:
+                raise BadInput(f"{path} cannot be a dimension; use seeds, and rounds or communications, of the sweep")
+        if not self.space:
+            raise BadInput("the search space is empty: give a dimension, such as alpha='loguniform(0.01, 0.5)'")
+        if self.experiment.evaluation.mode != "validation":
+            raise BadInput(
+                "a sweep compares on validation data, and evaluation.mode is paper, which sets none apart: "
+                "set evaluation.mode=validation"
+            )
+        measured = [*(m.rsplit(":", 1)[-1] for m in self.experiment.metrics), "loss"]
+        if self.metric is not None and self.metric not in measured:
+            raise unknown("metric", self.metric, measured)
+
+    @cached_property
+    def dimensions(self) -> dict[str, Expression]:
+        """What each field's values may be."""
+        return {name: space.parse(text, SHOWN.get(name, name)) for name, text in self.space.items()}
+
+    @property
+    def measure(self) -> str:
+        """The metric's name."""
+        names = [m.rsplit(":", 1)[-1] for m in self.experiment.metrics]
+        return self.metric or ("accuracy" if "accuracy" in names else "loss")
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """Whether more of it is better."""
+        return self.mode or ("min" if self.measure == "loss" else "max")
+
+    @property
+    def worst(self) -> float:
+        """What a trial counts that diverged."""
+        if self.better == "min":
+            return 1e9
+        return 0.0 if self.measure == "accuracy" else -1e9
+
+    @property
+    def search_seeds(self) -> tuple[int, ...]:
+        """The seeds of the search."""
+        return tuple(self.experiment.seed + i for i in range(self.seeds))
+
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """The seeds with which the best settings are run again."""
+        return tuple(self.experiment.seed + self.seeds + i for i in range(self.winner_seeds))
+
+    @property
+    def hash(self) -> str:
+        """The sha256 of all of it."""
+        return hashlib.sha256(config.canonical(self.to_json())).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; `from_json` reads it back."""
+        return config.dump(self)
+
+    @staticmethod
+    def from_json(data: Any) -> "Sweep":
+        """From a JSON object. Raises BadInput naming the field."""
+        return config.load(Sweep, data, "sweep")
+
+    def with_settings(self, settings: Mapping[str, Value]) -> Experiment:
+        """The experiment with a trial's settings. Raises BadInput naming the field."""
+        pairs = [(n, space.text_of(v)) for n, v in sorted(settings.items(), key=lambda item: item[0].count("."))]
+        if "local.steps" in settings and "local.epochs" not in settings:
+            pairs.append(("local.epochs", "none"))
+        if "local.epochs" in settings and "local.steps" not in settings:
+            pairs.append(("local.steps", "none"))
+        return config.assign_all(self.experiment, pairs)
+
+    def fitting(self, settings: Settings) -> Settings:
+        """The settings without the fields that a chosen kind lacks, such as beta for FedAvg."""
+        lacking = set()
+        for path in settings:
+            part, _, name = path.rpartition(".")
+            if part not in settings:
+                continue
+            chosen = getattr(self.with_settings({part: settings[part]}), part, None)
+            if is_dataclass(chosen) and name not in {f.name for f in fields(chosen)}:
+                lacking.add(path)
+        return {n: v for n, v in settings.items() if n not in lacking}
+
+    def settings(self) -> list[Settings]:
+        """All settings of a random search or a grid, starting points first; of a guided search the starting points."""
+        found = list(self.start)
+        if self.search == "grid":
+            found += space.grid(self.dimensions)
+        elif self.search == "random":
+            found += [space.draw(self.dimensions, self.seed, i) for i in range(self.samples - len(found))]
+        return found
+
+
+def _text(value: object) -> str:
+    """What stands in a space, as text: an expression, a value or a list of values."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trial: its number, the sample that gave it, its settings, its seeds and how many rounds it has."""
+
+    trial: int
+    sample: int
+    settings: Settings
+    experiment: Experiment = field(repr=False)  # without a seed
+    seeds: tuple[int, ...]
+    charge: int  # communications of a round
+    role: Literal["search", "winner"] = "search"
+
+    def jobs(self, folder: Path) -> list[Job]:
+        """Its runs, one for each seed."""
+        made = [(s, replace(self.experiment, seed=s)) for s in self.seeds]
+        return [Job(e, folder, "trials", f"{self.trial:04d}-{s}") for s, e in made]
+
+    @property
+    def cadence(self) -> int:
+        """Communications from one evaluation to the next."""
+        return self.charge * self.experiment.evaluation.every
+
+    @property
+    def budget(self) -> int:
+        """Communications that it may take."""
+        return self.charge * self.experiment.rounds
+
+
+class Maker:
+    """Makes points from settings, and refuses what cannot be played. Raises BadInput before anything is started."""
+
+    def __init__(self, sweep: Sweep, where: Where, run_root: Path) -> None:
+        self.sweep = sweep
+        self._where = replace(where, on="local", hosts=1, address=None, gpus_per_host=0.0, device="cpu")
+        self._shards = engine.shard_root(where, run_root / "name" / "id")
+        self._charges: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+
+    @property
+    def unit(self) -> int:
+        """The communications after which every trial has an evaluation."""
+        return lcm(*self._charges.values()) * self.sweep.experiment.evaluation.every
+
+    @property
+    def most(self) -> int:
+        """The communications of the longest trial."""
+        return self.sweep.communications or max(self._charges.values()) * self.sweep.experiment.rounds
+
+    def known(self, folder: Path | None = None) -> list[Point]:
+        """The points that are known before anything is played, each once; those that a guided search has added to the
+        sweep in `folder`, too.
+        """
+        if self.sweep.search == "optuna":
+            self._check_ends()
+            if folder is not None and (recorded := remembered(folder)):
+                return recorded_points(self, recorded)
+        found = []
+        for sample, settings in enumerate(self.sweep.settings()):
+            if sample < len(self.sweep.start):
+                self._check_start(settings)
+            point = self.point(len(found), sample, settings)
+            if point is not None:
+                found.append(point)
+        return found
+
+    def point(self, trial: int, sample: int, settings: Settings, repeat: bool = False) -> Point | None:
+        """The point of these settings, None if they were played already and are not to be repeated."""
+        sweep, settings = self.sweep, self.sweep.fitting(settings)
+        key = json.dumps(settings, sort_keys=True)
+        if key in self._seen and not repeat:
+            return None
+        self._seen[key] = trial
+        experiment = sweep.with_settings(settings)
+        charge = self._charge(settings)
+        if sweep.communications is not None:
+            rounds = sweep.communications // charge
+            if not rounds:
+                raise BadInput(f"communications is {sweep.communications}, but one round takes {charge}; allow more")
+            experiment = replace(experiment, rounds=rounds)
+        every = experiment.evaluation.every
+        if experiment.rounds < every:
+            raise BadInput(
+                f"a trial has {experiment.rounds} rounds, but evaluation.every is {every}: it would never be judged; "
+                f"allow more rounds, or set evaluation.every to at most {experiment.rounds}"
+            )
+        if experiment.partition.clients:
+            check_cohort(experiment, experiment.partition.clients)
+        return Point(trial, sample, settings, experiment, sweep.search_seeds, charge)
+
+    def _check_start(self, settings: Settings) -> None:
+        dimensions = self.sweep.dimensions
+        for name in settings:
+            if name not in dimensions:
+                raise unknown(
+                    "dimension of a starting point", SHOWN.get(name, name), [SHOWN.get(n, n) for n in dimensions]
+                )
+        wanted = self.sweep.fitting({**{n: _ends(e)[0] for n, e in dimensions.items()}, **settings})
+        lacking = [SHOWN.get(n, n) for n in wanted if n not in settings]
+        if lacking:
+            raise BadInput(f"a starting point lacks {', '.join(lacking)}: it gives a value to every dimension")
+        if self.sweep.search == "optuna":
+            for name, value in settings.items():
+                expression = dimensions[name]
+                if not (expression.holds(value) if isinstance(expression, Range) else value in expression.values):
+                    raise BadInput(
+                        f"a starting point has {SHOWN.get(name, name)}={value}, outside {self.sweep.space[name]}"
+                    )
+
+    def _check_ends(self) -> None:
+        """Refuse fields and ends of ranges that cannot be, one dimension at a time."""
+        dimensions = self.sweep.dimensions
+        firsts = {n: _ends(e)[0] for n, e in dimensions.items()}
+        for name, expression in dimensions.items():
+            for value in _ends(expression):
+                self._charge({**firsts, name: value})
+                self.sweep.with_settings(self.sweep.fitting({**firsts, name: value}))
+
+    def _charge(self, settings: Settings) -> int:
+        """The communications of a round under these kinds. The data of all seeds are prepared on the way."""
+        kinds = {n: v for n, v in settings.items() if "." not in n}
+        key = json.dumps(kinds, sort_keys=True)
+        if key not in self._charges:
+            experiment = self.sweep.with_settings(kinds)
+            plans = [make_plan(replace(experiment, seed=s), self._where, self._shards) for s in self.sweep.search_seeds]
+            if not plans[0].shards.validation_examples.any():
+                raise BadInput(
+                    "no client has validation examples, and a sweep compares on them; raise evaluation.validation"
+                )
+            self._charges[key] = charged(plans[0])
+        return self._charges[key]
+
+
+def remembered(folder: Path) -> list[dict[str, Any]]:
+    """The points that a guided search has come to, in order."""
+    path = folder / "points.json"
+    return storage.read_json(path)["points"] if path.is_file() else []
+
+
+def remember(folder: Path, *points: Point) -> None:
+    """Add points to those that a guided search has come to."""
+    new = [{"trial": p.trial, "sample": p.sample, "settings": p.settings} for p in points]
+    with storage.run_storage(folder):
+        found = {"schema_version": SCHEMA_VERSION, "points": [*remembered(folder), *new]}
+        storage.write_json(folder / "points.json", found)
+
+
+def recorded_points(maker: Maker, recorded: list[dict[str, Any]]) -> list[Point]:
+    """Points as they were remembered."""
+    made = (maker.point(r["trial"], r["sample"], r["settings"], repeat=True) for r in recorded)
+    return [p for p in made if p is not None]
+
+
+def _ends(expression: Expression) -> Sequence[Value]:
+    return expression.ends if isinstance(expression, Range) else expression.values
+
+
+@dataclass(frozen=True)
+class _NoStates:
+    """Clients that were never seen."""
+
+    template: dict[str, np.ndarray]
+
+    def get(self, clients: np.ndarray) -> dict[str, np.ndarray]:
+        return {n: np.stack([a] * len(clients)) for n, a in self.template.items()}
+
+
+def charged(plan: Plan) -> int:
+    """The communications of a round: the conversation is carried with one client, in this process."""
+    executor = InProcess(plan.spec)
+    template = {n: t.numpy() for n, t in plan.client_state.items()}
+    driver, state = plan.driver(executor, _NoStates(template)), plan.start()
+    driver = replace(driver, devices=NotModelled(), policy=WaitForAll(), failures=Failures(quorum=0))
+    cohort = Cohort(np.zeros(1, np.int64), np.ones(1), driver.population)
+    asked = driver.algorithm.round(state.algorithm, cohort)
+    return driver.converse(asked, ("round", 1), cohort, state.buffers).communications + asks_first(driver.sampler)
+
+
+# --- what a sweep leaves --------------------------------------------------------------------------------------------
+
+_ROW: dict[str, tuple[pa.DataType, str]] = {
+    "role": (pa.string(), "search, or winner: a best setting run again with a seed that the search has not seen"),
+    "trial": (pa.int32(), "number of the trial, from 0; a winner has that of the trial whose settings it repeats"),
+    "sample": (pa.int32(), "number of the sample, or of the grid's setting, from 0"),
+    "seed": (pa.int64(), "the run's seed"),
+    "outcome": (pa.string(), "finished, stopped (by the scheduler), diverged, time (its budget was spent) or failed"),
+    "message": (pa.string(), "why it diverged or failed"),
+    "rounds": (pa.int32(), "rounds that were played"),
+    "communications": (pa.int64(), "communications charged"),
+    "virtual_s": (pa.float64(), "seconds of modelled time"),
+    "wall_s": (pa.float64(), "wall seconds, restarts included"),
+    "validation": (pa.float64(), "the metric at the last evaluation; null if there was none"),
+    "validation_round": (pa.int32(), "the round of the last evaluation"),
+    "validation_communications": (pa.int64(), "communications until the last evaluation"),
+    "best_validation": (pa.float64(), "the best value of the metric over the run"),
+    "best_round": (pa.int32(), "the round of the best value"),
+    "best_communications": (pa.int64(), "communications until the best value"),
+    "test": (pa.float64(), "the metric on the test set; winners only"),
+    "run": (pa.string(), "the run's folder, relative to the sweep's; null if it was never made"),
+    "hash": (pa.string(), "the experiment's hash"),
+    "digest": (pa.string(), "the run's digest"),
+}
+COLUMNS = tuple(_ROW)
+"""The columns of trials.parquet besides one for each dimension, which goes by its field."""
+Row = dict[str, Any]
+
+
+def rows_of(sweep: Sweep, folder: Path, point: Point, outcome: str, message: str = "", culprit: int = -1) -> list[Row]:
+    """The rows of a trial that is over. `culprit` is the position of the seed that ended it, -1 for none."""
+    rows = []
+    for i, (seed, job) in enumerate(zip(point.seeds, point.jobs(folder), strict=True)):
+        mine = outcome if culprit in (-1, i) else "stopped"
+        found: Row = dict.fromkeys(COLUMNS)
+        found |= {
+            "role": point.role, "trial": point.trial, "sample": point.sample, "seed": seed, "outcome": mine,
+            "message": message or None, "rounds": 0, "communications": 0, "virtual_s": 0.0, "wall_s": 0.0,
+        }  # fmt: skip
+        found |= point.settings
+        if is_run(job.folder):
+            found |= _measured(sweep, job, point.role == "winner") | {"run": f"trials/{job.id}"}
+        rows.append(found)
+    return rows
+
+
+def _measured(sweep: Sweep, job: Job, tested: bool) -> Row:
+    run, metric = job.folder, sweep.measure
+    found: Row = {"hash": storage.read_json(run / "experiment.json")["hash"]}
+    saved = checkpoint.latest(run)
+    if saved is None:
+        return found
+    rounds = tables.read(run, "rounds", ["round", "virtual_s"]).slice(0, saved.round)
+    found |= {
+        "rounds": saved.round, "communications": saved.extra["communications"], "wall_s": saved.extra["elapsed_s"],
+        "virtual_s": rounds["virtual_s"][-1].as_py() if rounds.num_rows else 0.0,
+        "digest": LoadedRun(run, job.name, job.experiment, Where()).digest(),
+    }  # fmt: skip
+    curve = evaluations(run)
+    if curve:
+        sign = 1 if sweep.better == "max" else -1
+        best = max(curve, key=lambda e: (sign * e.values[metric], -e.round))
+        for name, at in (("validation", curve[-1]), ("best", best)):
+            value = "validation" if name == "validation" else "best_validation"
+            found |= {value: at.values[metric], f"{name}_round": at.round, f"{name}_communications": at.communications}
+    if tested and (run / "final.json").is_file():
+        final = storage.read_json(run / "final.json")
+        found["test"] = final.get("loss") if metric == "loss" else final.get("metrics", {}).get(metric)
+    return found
+
+
+class Book:
+    """The sweep's trials.parquet, written by the one process that runs the sweep."""
+
+    def __init__(self, folder: Path, sweep: Sweep) -> None:
+        self.folder, self._sweep = folder, sweep
+        self._rows: dict[tuple[str, int, int], Row] = {}
+        if (folder / "trials.parquet").is_file():
+            for row in read_trials(folder).to_pylist():
+                self._rows[row["role"], row["trial"], row["seed"]] = row
+
+    def outcome(self, point: Point) -> str:
+        """How the trial ended, empty if it has to be played (on)."""
+        rows = [self._rows.get((point.role, point.trial, s)) for s in point.seeds]
+        found = [r["outcome"] for r in rows if r is not None]
+        if len(found) < len(rows) or "failed" in found:
+            return ""
+        return next((o for o in found if o in ("diverged", "time")), found[0])
+
+    def value(self, point: Point) -> float | None:
+        """The mean over its seeds of the metric at the end; the worst value if it diverged, None without one."""
+        if self.outcome(point) == "diverged":
+            return self._sweep.worst
+        rows = [self._rows.get((point.role, point.trial, s)) for s in point.seeds]
+        values = [r["validation"] for r in rows if r is not None and r["validation"] is not None]
+        return float(np.mean(values)) if values and len(values) == len(rows) else None
+
+    def rows(self, point: Point) -> list[Row]:
+        """Its rows."""
+        return [
+            self._rows[point.role, point.trial, s] for s in point.seeds if (point.role, point.trial, s) in self._rows
+        ]
+
+    def close(self, point: Point, outcome: str, message: str = "", culprit: int = -1) -> None:
+        """A trial is over: its rows are added and the table is written."""
+        for row in rows_of(self._sweep, self.folder, point, outcome, message, culprit):
+            self._rows[row["role"], row["trial"], row["seed"]] = row
+        self.write()
+
+    def write(self) -> None:
+        """Write the table, whole or not at all."""
+        rows = [self._rows[key] for key in sorted(self._rows)]
+        columns = [*list(_ROW)[:4], *self._sweep.dimensions, *list(_ROW)[4:]]
+        schema, arrays = [], []
+        for name in columns:
+            values = [row.get(name) for row in rows]
+            kind, description = _ROW.get(name, (_kind(values), f"setting of {name}; null where a kind lacks it"))
+            schema.append(pa.field(name, kind, metadata={"description": description}))
+            arrays.append(pa.array([str(v) if kind == pa.string() and v is not None else v for v in values], kind))
+        made = {"metric": self._sweep.measure, "mode": self._sweep.better}
+        out = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(schema, metadata=made)), out)
+        with storage.run_storage(self.folder):
+            storage.write_atomic(self.folder / "trials.parquet", out.getvalue().to_pybytes())
+
+
+def _kind(values: Iterable[object]) -> pa.DataType:
+    kinds = {type(v) for v in values if v is not None}
+    if kinds <= {int}:
+        return pa.int64()
+    return pa.float64() if kinds <= {int, float} else pa.string()
+
+
+def read_trials(folder: Path) -> pa.Table:
+    """A sweep's trials.parquet. Raises BadInput when it is missing or damaged."""
+    path = folder / "trials.parquet"
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError as e:
+        raise BadInput(f"{path} is missing: no trial of this sweep is over yet") from e
+    except (pa.ArrowException, OSError) as e:
+        raise BadInput(f"{path} is damaged: expected the table of a sweep's trials ({str(e).splitlines()[0]})") from e
+
+
+@dataclass(frozen=True)
+class LoadedSweep:
+    """A sweep as it stands on disk. `recipe` are the words that name its experiment on a command line, if known."""
+
+    folder: Path
+    name: str
+    sweep: Sweep
+    where: Where
+    recipe: tuple[str, ...] = ()
+
+    def trials(self) -> pa.Table:
+        """One row per trial and seed that is over."""
+        return read_trials(self.folder)
+
+    def best(self) -> dict[str, Any] | None:
+        """The best setting (settings, value: the mean over its seeds on validation data, trial), None if there is none.
+
+        Trials that were stopped, diverged or failed do not count.
+        """
+        ranked = best_settings(self)
+        return ranked[0] if ranked else None
+
+    def command(self, row: Row) -> str:
+        """The command that repeats the run of a row of trials.parquet."""
+        if not self.recipe:
+            return shlex.join(["raygrad", "run", str(self.folder / row["run"] / "experiment.json")])
+        words = ["raygrad", "run", *self.recipe]
+        settings = {n: row[n] for n in self.sweep.dimensions if row[n] is not None}
+        for name, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
+            short = SHOWN.get(name)
+            words += [f"--{short}", space.text_of(value)] if short else ["--set", f"{name}={space.text_of(value)}"]
+        return shlex.join([*words, "--rounds", str(row["rounds"]), "--seed", str(row["seed"])])
+
+
+def best_settings(loaded: LoadedSweep) -> list[dict[str, Any]]:
+    """The best setting, or where algorithms are compared the best of each, the best first."""
+    sweep, sign = loaded.sweep, 1 if loaded.sweep.better == "max" else -1
+    if not (loaded.folder / "trials.parquet").is_file():
+        return []
+    by_trial: dict[int, list[Row]] = {}
+    for row in loaded.trials().to_pylist():
+        if row["role"] == "search":
+            by_trial.setdefault(row["trial"], []).append(row)
+    found = []
+    for trial, rows in by_trial.items():
+        whole = len(rows) == sweep.seeds and all(r["outcome"] in ("finished", "time") for r in rows)
+        if not whole or any(r["validation"] is None or isnan(r["validation"]) for r in rows):
+            continue
+        settings = {n: rows[0][n] for n in sweep.dimensions if rows[0][n] is not None}
+        value = float(np.mean([r["validation"] for r in rows]))
+        found.append(
+            {"trial": trial, "settings": settings, "value": value, "communications": rows[0]["communications"]}
+        )
+    found.sort(key=lambda f: (-sign * f["value"], f["trial"]))
+    heads: dict[object, dict[str, Any]] = {}
+    for one in found:
+        heads.setdefault(one["settings"].get("algorithm"), one)
+    return list(heads.values())
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    return (folder / "sweep.json").is_file()
+
+
+def find_sweep(reference: str, run_root: Path) -> Path:
+    """The folder that SWEEP means: a path, `name/id`, or `name` (its newest sweep). Raises BadInput."""
+    for folder in (Path(reference), run_root / reference):
+        if is_sweep(folder):
+            return folder
+    sweeps = sorted(p.parent for p in run_root.glob("*/*/sweep.json"))
+    named = [s for s in sweeps if s.parent.name == reference]
+    if named:
+        return named[-1]
+    error = unknown("sweep", reference, {s.parent.name for s in sweeps} | {f"{s.parent.name}/{s.name}" for s in sweeps})
+    raise BadInput(f"{error}; looked in {run_root}")
+
+
+def load(reference: str | Path, run_root: str | Path = "runs") -> LoadedSweep:
+    """The sweep that `reference` means: a path, `name/id`, or `name`. Raises BadInput."""
+    folder = find_sweep(str(reference), Path(run_root)).resolve()
+    record = storage.read_json(folder / "sweep.json")
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise BadInput(
+            f"{folder / 'sweep.json'} has schema_version {record.get('schema_version')}; this raygrad reads "
+            f"{SCHEMA_VERSION}"
+        )
+    if lacking := [n for n in ("name", "sweep", "hash") if n not in record]:
+        raise BadInput(f"{folder / 'sweep.json'} is damaged: it has no {', '.join(lacking)}")
+    sweep = Sweep.from_json(record["sweep"])
+    if sweep.hash != record["hash"]:
+        raise BadInput(f"{folder / 'sweep.json'} was changed since the sweep started; start a new sweep instead")
+    where = Where.from_json(storage.read_json(folder / "where.json"))
+    return LoadedSweep(folder, record["name"], sweep, where, tuple(record.get("recipe", ())))
+
+
+# --- playing it -----------------------------------------------------------------------------------------------------
+
+
+def run(
+    sweep: Sweep,
+    where: Where | None = None,
+    *,
+    run_root: str | Path = "runs",
+    name: str = "sweep",
+    recipe: Sequence[str] = (),
+    say: Say = lambda line: None,
+    began: "Callable[[LoadedSweep], None]" = lambda loaded: None,
+) -> LoadedSweep:
+    """Play a sweep in a new folder under `run_root/name` on a local Ray, or on the one at `where.address`.
+
+    `recipe` are the words that name the experiment on a command line. `began` is told of the sweep once its folder is
+    there. Raises BadInput before any trial starts, Stopped
+    where it can be gone on with (`resume`).
+    """
+    from raygrad.onray import tuning
+
+    where = where or Where()
+    root = Path(run_root).resolve()
+    maker = Maker(sweep, where, root)
+    tuning.check(sweep, where)
+    points = maker.known()
+    where = replace(where, shard_root=str(engine.shard_root(where, root / "name" / "id").resolve()))
+    with tuning.opened(sweep, where):
+        folder = new_folder(root, name, sweep.hash)
+        (folder / "trials").mkdir()
+        loaded = LoadedSweep(folder, name, sweep, where, tuple(recipe))
+        storage.write_json(folder / "where.json", where.to_json())
+        record = {
+            "schema_version": SCHEMA_VERSION, "name": name, "id": folder.name, "hash": sweep.hash,
+            "recipe": list(recipe), "sweep": sweep.to_json(),
+        }  # fmt: skip
+        storage.write_json(folder / "sweep.json", record)
+        if sweep.search == "optuna":
+            remember(folder, *points)
+        began(loaded)
+        _play(loaded, maker, points, say)
+    return loaded
+
+
+def resume(
+    reference: str | Path, *, run_root: str | Path = "runs", where: Where | None = None, say: Say = lambda line: None
+) -> LoadedSweep:
+    """Go on with a sweep: trials that are over stay as they are, the others go on from their newest checkpoints."""
+    from raygrad.onray import tuning
+
+    loaded = load(reference, run_root)
+    loaded = replace(loaded, where=where or loaded.where)
+    maker = Maker(loaded.sweep, loaded.where, loaded.folder.parent.parent)
+    tuning.check(loaded.sweep, loaded.where)
+    points = maker.known(loaded.folder)
+    with tuning.opened(loaded.sweep, loaded.where):
+        _play(loaded, maker, points, say)
+    return loaded
+
+
+def _play(loaded: LoadedSweep, maker: Maker, points: list[Point], say: Say) -> None:
+    from raygrad.onray import tuning
+
+    with locked(loaded.folder):
+        book = Book(loaded.folder, loaded.sweep)
+        tuning.search(loaded, maker, points, book, say)
+        winners = winning_points(loaded, maker)
+        tuning.replay(loaded, maker, winners, book, say)
+
+
+def winning_points(loaded: LoadedSweep, maker: Maker) -> list[Point]:
+    """The best settings with fresh seeds, one trial for each seed."""
+    found = []
+    for best in best_settings(loaded):
+        point = maker.point(best["trial"], best["trial"], best["settings"], repeat=True)
+        assert point is not None
+        found += [replace(point, seeds=(s,), role="winner") for s in loaded.sweep.fresh_seeds]
+    return found
+
+
+def curve(loaded: LoadedSweep, point: Point) -> list[Evaluation]:
+    """The mean over a trial's seeds of its validations, as far as all of them have come."""
+    runs = [evaluations(job.folder) if is_run(job.folder) else [] for job in point.jobs(loaded.folder)]
+    found = []
+    for each in zip(*runs, strict=False):
+        values = {n: float(np.mean([e.values[n] for e in each])) for n in each[0].values}
+        found.append(Evaluation(each[0].round, each[0].communications, values))
+    return found
