@@ -7,7 +7,7 @@ them into a CSS variable, so that a page shows the same drawing on a light and o
 
 import io
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -106,6 +106,36 @@ class Panel:
     curves: Sequence[Curve]
     line: float | None = None
     log: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """Values [n] at points `x`, `y` [n]; NaN is a trial that has none."""
+
+    title: str
+    x: np.ndarray
+    y: np.ndarray
+    value: np.ndarray
+    log_x: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Groups of points: label, x, y and the line (x, y) that joins the best. `series` picks each label's look."""
+
+    title: str
+    groups: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]]
+    series: Mapping[str, int]
+    log_x: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One of the parallel coordinates: where each trial lies on it, `position` [n] in 0 .. 1, and its marks."""
+
+    name: str
+    position: np.ndarray
+    ticks: Sequence[tuple[float, str]]
 
 
 def thin(y: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
@@ -230,6 +260,101 @@ def partition(label_counts: np.ndarray | None, examples: np.ndarray, class_names
         )
         lowest.set_xlabel(x_label)
         lowest.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+        return figure
+
+
+def maps(panels: Sequence[Map], x_label: str, y_label: str, label: str) -> "Figure":
+    """Scattered values in one colour scale, panel beside panel; `label` says what the colours mean."""
+    with _styled():
+        from matplotlib.figure import Figure
+
+        columns = min(4, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(9.2, 2.5 * rows + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        every = np.concatenate([p.value for p in panels])
+        every = every[np.isfinite(every)]
+        low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
+        drawn = None
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            lost = ~np.isfinite(panel.value)
+            axes.scatter(panel.x[lost], panel.y[lost], s=22, marker="x", color=MUTED, linewidths=1)
+            drawn = axes.scatter(
+                panel.x[~lost], panel.y[~lost], c=panel.value[~lost], s=30, cmap=_ramp(), vmin=low, vmax=high,
+                edgecolors=MUTED, linewidths=0.4,
+            )  # fmt: skip
+            axes.set_title(panel.title)
+            axes.grid(True, axis="both")
+            if panel.log_x:
+                axes.set_xscale("log")
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        for axes in grid[-1]:
+            axes.set_xlabel(x_label)
+        for axes in grid[:, 0]:
+            axes.set_ylabel(y_label)
+        if drawn is not None:
+            bar = figure.colorbar(drawn, ax=list(grid.flat), label=label, pad=0.01, fraction=0.05)
+            bar.outline.set_visible(False)
+        return figure
+
+
+def scatters(panels: Sequence[Scatter], y_label: str) -> "Figure":
+    """Points by group beside each other, with the best of each stretch of the x axis joined by a line."""
+    with _styled():
+        from matplotlib.figure import Figure
+
+        columns = min(3, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(9.2, 2.5 * rows + 0.3), layout="constrained")
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        named: dict[str, Curve] = {}
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            for label, x, y, best in panel.groups:
+                series = panel.series[label]
+                colour, style, width = _look(series)
+                axes.scatter(x, y, s=12, color=colour, alpha=0.55, linewidths=0)
+                axes.plot(best[0], best[1], color=colour, linestyle=style, linewidth=width)
+                named[label] = Curve(label, x, y, series=series)
+            axes.set_title(panel.title)
+            if panel.log_x:
+                axes.set_xscale("log")
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel(y_label)
+        if len(named) > 1:
+            figure.legend(handles=[_handle(c) for c in named.values()], loc="outside lower center", ncols=4)
+        return figure
+
+
+def parallel(axes_of: Sequence[Axis], value: np.ndarray, label: str) -> "Figure":
+    """Parallel coordinates: a line for each of n trials over the axes, coloured by `value` [n]; NaN is grey."""
+    with _styled():
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        at = np.stack([a.position for a in axes_of], 1)  # [n, axes], in 0 .. 1
+        found = value[np.isfinite(value)]
+        norm = Normalize(float(found.min()), float(found.max())) if len(found) else Normalize(0, 1)
+        for i in np.argsort(np.nan_to_num(value, nan=-np.inf), kind="stable"):
+            known = np.isfinite(at[i])
+            lost = not np.isfinite(value[i])
+            colour = MUTED if lost else _ramp()(norm(value[i]))
+            axes.plot(np.flatnonzero(known), at[i][known], color=colour, linewidth=0.6 if lost else 1.1)
+        for j, a in enumerate(axes_of):
+            axes.axvline(j, color=GRID, linewidth=1)
+            for position, text in a.ticks:
+                axes.annotate(text, (j, position), (3, 0), textcoords="offset points", fontsize=7.5, va="center")
+        axes.set_xticks(range(len(axes_of)), [a.name for a in axes_of])
+        axes.set(yticks=[], xlim=(-0.2, len(axes_of) - 0.5), ylim=(-0.05, 1.05))
+        axes.spines["left"].set_visible(False)
+        axes.grid(False)
+        bar = figure.colorbar(ScalarMappable(norm, _ramp()), ax=axes, label=label, pad=0.01, fraction=0.05)
+        bar.outline.set_visible(False)
         return figure
 
 

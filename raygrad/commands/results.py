@@ -1,12 +1,15 @@
 """`raygrad report`, `raygrad digest` and `raygrad export`: what is made of runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raygrad.commands import options, output
 from raygrad.errors import BadInput
+
+if TYPE_CHECKING:
+    from raygrad.sweep import LoadedSweep
 
 
 def report(
@@ -25,7 +28,7 @@ def report(
     ] = None,
     run_root: options.RunRoot = Path("runs"),
 ) -> None:  # fmt: skip
-    """Tables and pictures of one run, or of several side by side.
+    """Tables and pictures of one run, of several side by side, or of a sweep.
 
     Several runs are grouped by the settings that differ, with mean and spread
     over seeds, and with the rounds, communications, bytes and seconds that each
@@ -36,11 +39,17 @@ def report(
       raygrad report digits                        the newest run called digits
       raygrad report digits scaffold fedavg        three runs side by side
       raygrad report runs/digits/* --target 0.95   all runs of a name
+      raygrad report sweep/ID                      a sweep: maps, best settings
     """
     from raygrad import report as reports
     from raygrad.page import write_report
     from raygrad.runs import find_run
 
+    if len(runs) == 1 and (sweep := _sweep(runs[0], run_root)) is not None:
+        if target is not None:
+            raise BadInput("--target is for runs; the trials of a sweep are compared at equal communications")
+        report_sweep(sweep, out)
+        return
     folders = [find_run(r, run_root) for r in runs]
     folders = list({f.resolve(): f for f in folders}.values())
     if target is not None and not 0 < target <= 1:
@@ -50,6 +59,27 @@ def report(
     else:
         output.table(*reports.comparison(folders, target))
     page = write_report(folders, out or (folders[0] if len(folders) == 1 else Path()) / "report.html", target)
+    output.line(f"\nreport  {output.shown(page)}")
+
+
+def _sweep(reference: str, run_root: Path) -> "LoadedSweep | None":
+    """The sweep that the reference names, None if it names none."""
+    folders = [Path(reference), run_root / reference, *sorted((run_root / reference).glob("*"))]
+    if not any((folder / "sweep.json").is_file() for folder in folders):
+        return None
+    from raygrad.sweep import load
+
+    return load(reference, run_root)
+
+
+def report_sweep(sweep: "LoadedSweep", out: Path | None = None) -> None:
+    """Print the best settings of a sweep and write its page."""
+    from raygrad import sweep_report
+
+    header, rows = sweep_report.table(sweep)
+    if rows:
+        output.table(header, rows)
+    page = sweep_report.write(sweep, out)
     output.line(f"\nreport  {output.shown(page)}")
 
 

@@ -1,0 +1,382 @@
+"""What a sweep tells: the page, and the comparison that is printed.
+
+Maps of the step size and the displacement for each K, how much each setting matters, accuracy against communications,
+parallel coordinates, and the best setting of each algorithm, run again with fresh seeds and compared with FedAvg's best
+pair by pair. Everything is read from trials.parquet and the trials' tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raygrad import html, pictures
+from raygrad.report import leaf
+from raygrad.space import Range
+from raygrad.sweep import SHOWN, LoadedSweep, Row, best_settings
+from raygrad.trial import evaluations
+
+ALPHA, BETA, K = "algorithm.lr", "algorithm.beta", "local.steps"
+REFERENCE = "fedavg"
+"""With whose best setting the others are compared."""
+STRETCHES = 8
+"""Into so many stretches a continuous setting is cut where the best of each is sought."""
+MOST_MAPS = 12
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of the search: the mean over its seeds. `value` is NaN if it diverged, failed or has none."""
+
+    number: int
+    settings: Mapping[str, Any]
+    outcome: str
+    value: float
+    communications: int
+    runs: tuple[str, ...] = field(repr=False)
+
+    @property
+    def algorithm(self) -> str:
+        """Its algorithm where that is searched, else nothing."""
+        return str(self.settings.get("algorithm") or "")
+
+
+def trials(loaded: LoadedSweep) -> list[Trial]:
+    """The search's trials, in order."""
+    by_number: dict[int, list[Row]] = {}
+    for row in loaded.trials().to_pylist():
+        if row["role"] == "search":
+            by_number.setdefault(row["trial"], []).append(row)
+    found = []
+    for number, rows in sorted(by_number.items()):
+        outcomes = [r["outcome"] for r in rows]
+        bad = next((o for o in outcomes if o in ("diverged", "failed")), "")
+        values = [r["validation"] for r in rows if r["validation"] is not None]
+        value = float(np.mean(values)) if values and not bad else float("nan")
+        found.append(
+            Trial(
+                number, {n: rows[0][n] for n in loaded.sweep.dimensions if rows[0][n] is not None}, bad or outcomes[0],
+                value, max(r["communications"] for r in rows), tuple(r["run"] for r in rows if r["run"]),
+            )
+        )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best setting of an algorithm and what it came to with fresh seeds. `against` is the comparison with FedAvg's
+    best: mean difference, 95% confidence interval, p of the paired t-test, pairs.
+    """
+
+    algorithm: str
+    trial: int
+    settings: Mapping[str, Any]
+    searched: float
+    validation: tuple[float, ...]
+    test: tuple[float, ...]
+    against: tuple[float, float, float, float, int] | None
+    command: str
+
+
+def best(loaded: LoadedSweep) -> list[Best]:
+    """The best setting of each algorithm, the best first."""
+    rows = loaded.trials().to_pylist()
+    fresh: dict[int, dict[int, Row]] = {}
+    for row in rows:
+        if row["role"] == "winner":
+            fresh.setdefault(row["trial"], {})[row["seed"]] = row
+    heads = best_settings(loaded)
+    reference = next((h["trial"] for h in heads if h["settings"].get("algorithm") == REFERENCE), None)
+    found = []
+    for head in heads:
+        again = [fresh.get(head["trial"], {})[s] for s in sorted(fresh.get(head["trial"], {}))]
+        pairs = None
+        if reference is not None and reference != head["trial"]:
+            pairs = paired(fresh.get(head["trial"], {}), fresh.get(reference, {}))
+        first = again[0] if again else next(r for r in rows if r["trial"] == head["trial"])
+        found.append(
+            Best(
+                str(head["settings"].get("algorithm") or ""), head["trial"], head["settings"], head["value"],
+                _known(again, "validation"), _known(again, "test"), pairs, loaded.command(first),
+            )
+        )  # fmt: skip
+    return found
+
+
+def paired(ours: Mapping[int, Row], theirs: Mapping[int, Row]) -> tuple[float, float, float, float, int] | None:
+    """Mean difference of the test metric over the seeds that both have, its 95% interval and the paired t-test's p.
+
+    None with fewer than two pairs.
+    """
+    from scipy.stats import ttest_rel
+
+    seeds = [s for s in sorted(ours) if s in theirs and None not in (ours[s]["test"], theirs[s]["test"])]
+    if len(seeds) < 2:
+        return None
+    a, b = (np.array([rows[s]["test"] for s in seeds]) for rows in (ours, theirs))
+    difference = a - b
+    if np.ptp(difference) == 0:
+        mean = float(difference[0])
+        return mean, mean, mean, 1.0 if mean == 0 else 0.0, len(seeds)
+    result = ttest_rel(a, b)
+    interval = result.confidence_interval(0.95)
+    return float(difference.mean()), float(interval.low), float(interval.high), float(result.pvalue), len(seeds)
+
+
+def table(loaded: LoadedSweep) -> tuple[list[str], list[list[str]]]:
+    """The best setting of each algorithm as header and rows of text."""
+    measure, heads = loaded.sweep.measure, best(loaded)
+    compared = any(h.against for h in heads)
+    header = ["best of", "settings", f"{measure} in the search", "fresh seeds", "test"]
+    rows = []
+    for h in heads:
+        said = ", ".join(f"{SHOWN.get(n, n)} {leaf(v)}" for n, v in h.settings.items() if n != "algorithm")
+        row = [h.algorithm or loaded.name, said, f"{h.searched:.4f}", _mean(h.validation), _mean(h.test)]
+        if compared:
+            row.append("" if h.against is None else _compared(h.against))
+        rows.append(row)
+    return [*header, *([f"test against {REFERENCE}'s best"] if compared else [])], rows
+
+
+def write(loaded: LoadedSweep, out: Path | None = None) -> Path:
+    """Write the sweep's page, to report.html in its folder by default. The same sweep gives the same bytes."""
+    sweep, found = loaded.sweep, trials(loaded)
+    outcomes = [t.outcome for t in found]
+    counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
+    c, rounds = sweep.communications, sweep.experiment.rounds
+    budget = f"{c:,} communications" if c else f"{rounds:,} rounds"
+    what = [
+        ("trials", f"{len(found):,}: {counts}"),
+        ("search", f"{sweep.search}, seed {sweep.seed}; scheduler {sweep.scheduler}"),
+        ("budget of a trial", budget),
+        ("compared by", f"{sweep.measure} on validation data, mean of {sweep.seeds} seeds" if sweep.seeds > 1 else
+         f"{sweep.measure} on validation data"),
+        *((SHOWN.get(n, n), text) for n, text in sweep.space.items()),
+    ]  # fmt: skip
+    header, rows = table(loaded)
+    commands = "\n".join(h.command for h in best(loaded))
+    parts = [
+        f"<h1>{escape(loaded.name)}</h1>",
+        f'<p class="sub">sweep {escape(f"{loaded.name}/{loaded.folder.name}")} · {escape(sweep.hash[:12])}</p>',
+        html.table([], what, "What was searched"),
+        "<h2>The best settings</h2>",
+        html.table(header, rows, "Chosen on validation data, run again with seeds that the search has not seen"),
+        f'<p class="note">{escape(_protocol(loaded))}</p>' if rows else "<p>No trial has finished.</p>",
+        *_maps(loaded, found),
+        *_sensitivity(loaded, found),
+        *_curves(loaded, found),
+        *_parallel(loaded, found),
+        "<h2>Trials</h2>",
+        _listed(loaded, found),
+        "<h2>How to repeat it</h2>",
+        f"<p>Each line trains one of the best settings again.</p><pre>{escape(commands)}</pre>" if rows else "",
+        html.CITED,
+    ]
+    return html.write(html.document(loaded.name, parts), out or loaded.folder)
+
+
+def _protocol(loaded: LoadedSweep) -> str:
+    seeds = loaded.sweep.winner_seeds
+    said = f"Mean ± standard deviation over {seeds} fresh seeds. The test set was looked at for these runs only."
+    if any(h.against for h in best(loaded)):
+        said += (
+            f" Differences are per seed, with the 95% interval and the p of a paired t-test; with {seeds} pairs only "
+            "large differences can be told from chance."
+        )
+    return said
+
+
+def _compared(against: tuple[float, float, float, float, int]) -> str:
+    mean, low, high, p, pairs = against
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], p {p:.2g}, {pairs} pairs"
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def _known(rows: Sequence[Row], name: str) -> tuple[float, ...]:
+    return tuple(r[name] for r in rows if r[name] is not None)
+
+
+# --- pictures
+
+
+def _log(loaded: LoadedSweep, name: str) -> bool:
+    expression = loaded.sweep.dimensions.get(name)
+    values = getattr(expression, "values", ())
+    if isinstance(expression, Range):
+        return expression.log
+    numbers = [v for v in values if isinstance(v, int | float)]
+    return len(numbers) > 2 and min(numbers) > 0 and max(numbers) >= 20 * min(numbers)
+
+
+def _looks(found: Sequence[Trial]) -> dict[str, int]:
+    """Which look each algorithm has in all pictures."""
+    return {a: i for i, a in enumerate(dict.fromkeys(t.algorithm for t in found))}
+
+
+def _numbers(found: Sequence[Trial], name: str) -> np.ndarray:
+    """The setting of each trial [n]; NaN where a trial has none."""
+    values = [t.settings.get(name) for t in found]
+    return np.array([float(v) if isinstance(v, int | float) else float("nan") for v in values])
+
+
+def _values(found: Sequence[Trial]) -> np.ndarray:
+    return np.array([t.value for t in found])
+
+
+def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+    names = loaded.sweep.dimensions
+    if ALPHA not in names or not (BETA in names or K in names):
+        return []
+    y = BETA if BETA in names else K
+    panels = []
+    having = [t for t in found if ALPHA in t.settings and y in t.settings]
+    for algorithm in dict.fromkeys(t.algorithm for t in having):
+        mine = [t for t in having if t.algorithm == algorithm]
+        steps = sorted({t.settings[K] for t in mine if K in t.settings}) if y == BETA else []
+        split = 1 < len(steps) <= MOST_MAPS
+        for k in steps if split else [None]:
+            some = [t for t in mine if k is None or t.settings.get(K) == k]
+            title = ", ".join(s for s in (algorithm, f"K {k}" if k is not None else "") if s) or "all trials"
+            panels.append(
+                pictures.Map(title, _numbers(some, ALPHA), _numbers(some, y), _values(some), _log(loaded, ALPHA))
+            )
+    panels = panels[:MOST_MAPS]
+    if not panels:
+        return []
+    caption = f"Each point is a trial. Crosses diverged or failed. Axes: α and {'β' if y == BETA else 'K'}."
+    drawing = pictures.maps(panels, "α, local step size", "β" if y == BETA else "K", loaded.sweep.measure)
+    return ["<h2>Maps</h2>", html.figure(drawing, "maps", "Maps of the search", caption)]
+
+
+def _sensitivity(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+    """Each numeric setting against the value, with the best of each stretch: what it costs to have it wrong."""
+    looks = _looks(found)
+    algorithms, series = list(looks), {a or loaded.name: i for a, i in looks.items()}
+    panels = []
+    for name in loaded.sweep.dimensions:
+        log, groups = _log(loaded, name), []
+        for algorithm in algorithms:
+            mine = [t for t in found if t.algorithm == algorithm and isfinite(t.value)]
+            x, y = _numbers(mine, name), _values(mine)
+            x, y = x[np.isfinite(x)], y[np.isfinite(x)]
+            if len(x):
+                groups.append((algorithm or loaded.name, x, y, _envelope(x, y, log, loaded.sweep.better == "max")))
+        if groups:
+            panels.append(pictures.Scatter(SHOWN.get(name, name), groups, series, log))
+    if not panels:
+        return []
+    caption = (
+        "Points are trials, the line joins the best of each stretch: how much the value depends on one setting when "
+        "the others are as good as the search found them. A trial that was stopped counts with its last value."
+    )
+    drawing = pictures.scatters(panels, loaded.sweep.measure)
+    return ["<h2>Sensitivity</h2>", html.figure(drawing, "sensitivity", "What each setting matters", caption)]
+
+
+def _envelope(x: np.ndarray, y: np.ndarray, log: bool, larger: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The best point of each stretch of x [n], as a line."""
+    sign = 1 if larger else -1
+    different = np.unique(x)
+    if len(different) <= STRETCHES:
+        where = np.searchsorted(different, x)
+    else:
+        scaled = np.log(x) if log else x
+        edges = np.linspace(scaled.min(), scaled.max(), STRETCHES + 1)[1:-1]
+        where = np.searchsorted(edges, scaled)
+    best_of = [max(np.flatnonzero(where == i), key=lambda j: sign * y[j]) for i in np.unique(where)]
+    at = np.array(best_of)[np.argsort(x[best_of])]
+    return x[at], y[at]
+
+
+def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+    measure = loaded.sweep.measure
+    curves = []
+    for trial in found:
+        curve = _curve(loaded, trial.runs, measure)
+        if curve is not None:
+            curves.append(pictures.Curve("", curve[0], curve[1], series=None))
+    winners: dict[int, list[str]] = {}
+    for row in loaded.trials().to_pylist():
+        if row["role"] == "winner" and row["run"]:
+            winners.setdefault(row["trial"], []).append(row["run"])
+    looks = _looks(found)
+    for head in best(loaded):
+        curve = _curve(loaded, winners.get(head.trial, []), measure)
+        if curve is not None:
+            label = head.algorithm or "best setting"
+            curves.append(pictures.Curve(label, *curve, series=looks[head.algorithm]))
+    if not curves:
+        return []
+    seeds = loaded.sweep.winner_seeds
+    caption = "Grey: the trials of the search. Coloured: the best settings again" + (
+        f", means over {seeds} fresh seeds; bands: from the least to the largest." if seeds > 1 else "."
+    )
+    panel = pictures.Panel(f"{measure} on validation data", "communications", curves, log=measure == "loss")
+    return ["<h2>Learning</h2>", html.figure(pictures.lines([[panel]]), "learning", "Learning", caption)]
+
+
+def _curve(
+    loaded: LoadedSweep, runs: Sequence[str], measure: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None] | None:
+    """Communications, mean, least and largest over the runs, as far as all of them have come."""
+    each = [evaluations(loaded.folder / run) for run in runs]
+    length = min(map(len, each), default=0)
+    if not length:
+        return None
+    x = np.array([e.communications for e in each[0][:length]], np.float64)
+    y = np.array([[e.values[measure] for e in some[:length]] for some in each])
+    return (x, y.mean(0), None, None) if len(y) == 1 else (x, y.mean(0), y.min(0), y.max(0))
+
+
+def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+    axes = []
+    for name in loaded.sweep.dimensions:
+        values = [t.settings.get(name) for t in found]
+        known = [v for v in values if v is not None]
+        if len(set(known)) < 2:
+            continue
+        numeric = all(isinstance(v, int | float) for v in known)
+        kinds = sorted(set(known)) if numeric else list(dict.fromkeys(map(str, known)))
+        if isinstance(loaded.sweep.dimensions[name], Range) or (numeric and len(kinds) > STRETCHES):
+            log = _log(loaded, name)
+            x = _numbers(found, name)
+            scaled = np.log(x) if log else x
+            low, high = np.nanmin(scaled), np.nanmax(scaled)
+            marks = [low + (high - low) * i / 4 for i in range(5)]
+            ticks = [((m - low) / (high - low), f"{np.exp(m) if log else m:.3g}") for m in marks]
+            axes.append(pictures.Axis(SHOWN.get(name, name), (scaled - low) / (high - low), ticks))
+        else:
+            place = {k: i / (len(kinds) - 1) for i, k in enumerate(kinds)}
+            position = [float("nan") if v is None else place[v if numeric else str(v)] for v in values]
+            ticks = [(p, leaf(k)) for k, p in place.items()]
+            axes.append(pictures.Axis(SHOWN.get(name, name), np.array(position), ticks))
+    if len(axes) < 2:
+        return []
+    caption = "Each line is a trial; grey ones diverged or failed. A line skips what its algorithm does not have."
+    drawing = pictures.parallel(axes, _values(found), loaded.sweep.measure)
+    return ["<h2>All settings</h2>", html.figure(drawing, "parallel", "Parallel coordinates", caption)]
+
+
+def _listed(loaded: LoadedSweep, found: list[Trial]) -> str:
+    sign = 1 if loaded.sweep.better == "max" else -1
+    names = list(loaded.sweep.dimensions)
+    order = sorted(found, key=lambda t: (not isfinite(t.value), -sign * t.value if isfinite(t.value) else 0, t.number))
+    rows = [
+        [
+            str(t.number), *(leaf(t.settings.get(n)) for n in names), t.outcome, f"{t.communications:,}",
+            f"{t.value:.4f}" if isfinite(t.value) else "–",
+        ]
+        for t in order
+    ]  # fmt: skip
+    shown = [SHOWN.get(n, n) for n in names]
+    return html.table(["trial", *shown, "outcome", "communications", loaded.sweep.measure], rows, "The best first")
