@@ -224,6 +224,7 @@ class Where:
     there is room and work for) or "2..16" (fewest and most). `address` is a Ray cluster's; without one a local Ray is
     started. `device` "auto" is a GPU where hosts have one. `numerics` "strict" refuses hosts that would compute other
     bits, "mark" admits and records them. `state_limit_bytes` bounds what clients' states may take on the driver's disk.
+    `track` are trackers that are told of every round (`raygrad.tracking`).
     `cpus_per_host` is what a host reserves; hosts that take turns, as those of a trial's seeds, may share a CPU.
     """
 
@@ -237,6 +238,7 @@ class Where:
     numerics: Literal["strict", "mark"] = "strict"
     state_limit_bytes: int = 50 * 10**9
     cpus_per_host: float = 1.0
+    track: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         HostRange.of(self.hosts)

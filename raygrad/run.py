@@ -7,8 +7,8 @@ There are no callbacks: whoever wants to act between rounds writes a `for`.
 """
 
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
@@ -46,6 +46,7 @@ from raygrad.talk import (
     Played,
     ServerState,
 )
+from raygrad.tracking import check as check_trackers
 
 if TYPE_CHECKING:
     from raygrad.onray.start import EarlyStart, Lender
@@ -191,6 +192,7 @@ def create(
 
 def check_where(where: Where) -> None:
     """Refuse a device, an address or a number of hosts that cannot be, before anything is prepared. Raises BadInput."""
+    check_trackers(where.track)
     if where.on == "local":
         check_device(where.device_type)
     else:
@@ -389,6 +391,7 @@ class _Player:
             self._writers[name] = tables.TableWriter(
                 tables.folder(self._folder, name), tables.TABLES[name], self._done + 1
             )
+        tell = self._stack.enter_context(self._tracked())
         try:
             while self._done < e.rounds:
                 driver = self._scheduled(driver)
@@ -396,18 +399,29 @@ class _Player:
                 measured = self._measure(driver, played)
                 with self._interrupts.shielded():
                     round = self._adopt(played, driver.population, *measured)
+                tell(round.index, told(round))
                 yield round
                 driver = self._requested(driver)
             with self._interrupts.shielded():
                 self._save()
             if last:
-                self._finish(driver)
+                tell(self._done, self._finish(driver))
         except BaseException:  # whatever it was, what is adopted and asked for is not lost
             with suppress(Stopped, BadInput):
                 self._requested(driver)
             with suppress(Stopped):
                 self._save()
             raise
+
+    def _tracked(self) -> AbstractContextManager[Callable[[int, Mapping[str, float | None]], None]]:
+        kinds, run = self._run.where.track, self._run
+        if not kinds:
+            return nullcontext(lambda round, values: None)
+        from raygrad.report import flatten
+        from raygrad.tracking import tracked
+
+        settings = {**flatten(run.experiment.to_json()), "hash": run.experiment.hash}
+        return tracked(kinds, self._folder, run.name, settings, self._done, self._say)
 
     def _scheduled(self, driver: Driver) -> Driver:
         """The driver for the next round, after those left or joined whom the schedule names.
@@ -583,8 +597,8 @@ class _Player:
         except BadInput:  # damaged: it is made again
             return False
 
-    def _finish(self, driver: Driver) -> None:
-        """The one evaluation on the test set, to final.json."""
+    def _finish(self, driver: Driver) -> dict[str, float]:
+        """The one evaluation on the test set, to final.json. Returns what it found."""
         p, mode = self._plan, self._experiment.evaluation.mode
         final: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "round": self._done}
         if p.shards.test_examples:
@@ -603,6 +617,19 @@ class _Player:
             final["validation"] = found
         with storage.run_storage(self._folder):
             storage.write_json(self._folder / "final.json", final)
+        found = {"loss": final.get("loss"), **final.get("metrics", {})}
+        return {f"test/{n}": v for n, v in found.items() if v is not None}
+
+
+def told(round: Round) -> dict[str, float | None]:
+    """What trackers are told of a round."""
+    numbers = ("train_loss", "communications", "bytes_down", "bytes_up", "virtual_s", "elapsed_s", "answered")
+    found: dict[str, float | None] = {n: getattr(round, n) for n in numbers}
+    for part, values in (("validation", round.validation), ("test", round.test)):
+        found |= {f"{part}/{n}": v for n, v in (values or {}).items()}
+    if round.alignment is not None:
+        found |= {f"alignment/{f.name}": getattr(round.alignment, f.name) for f in fields(round.alignment)}
+    return found
 
 
 def _get(values: dict[str, float] | None, name: str) -> float | None:

@@ -104,5 +104,12 @@ Numerics = Annotated[
         rich_help_panel=MACHINE, show_default="strict; resume: as before",
     ),
 ]  # fmt: skip
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track", metavar="KIND,…", help="Tell tensorboard, mlflow or wandb of every round, too.",
+        rich_help_panel=OUTPUT, show_default=False,
+    ),
+]  # fmt: skip
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the run's folder only.", rich_help_panel=OUTPUT)]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html.", rich_help_panel=OUTPUT)]

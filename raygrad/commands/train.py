@@ -65,6 +65,7 @@ def run(
             rich_help_panel=options.OUTPUT, show_default="the recipe\'s name",
         ),
     ] = None,
+    track: options.Track = None,
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:  # fmt: skip
@@ -115,7 +116,7 @@ def run(
         where = experiments.place(
             {
                 "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
-                "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+                "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
             }
         )  # fmt: skip
         experiments.check_reachable(where, run_root)
@@ -151,6 +152,7 @@ def resume(
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
     run_root: options.RunRoot = Path("runs"),
+    track: options.Track = None,
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:
@@ -182,7 +184,7 @@ def resume(
     where = experiments.place(
         {
             "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
-            "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+            "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
         },
         loaded.where,
     )  # fmt: skip
@@ -226,6 +228,7 @@ def fork(
             rich_help_panel=options.OUTPUT, show_default="the other run\'s name",
         ),
     ] = None,
+    track: options.Track = None,
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:  # fmt: skip
@@ -248,7 +251,7 @@ def fork(
     where = experiments.place(
         {
             "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
-            "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+            "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
         },
         loaded.where,
     )  # fmt: skip
