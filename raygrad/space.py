@@ -29,6 +29,8 @@ Settings = dict[str, Value]
 
 ALIASES = {"alpha": "algorithm.lr", "beta": "algorithm.beta", "K": "local.steps"}
 """Short names of dimensions."""
+SHOWN = {field: name for name, field in ALIASES.items()}
+"""Short names by field, as they are printed."""
 MOST_POINTS = 100_000
 """So many settings a grid may have."""
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*\((.*)\)\s*", re.DOTALL)

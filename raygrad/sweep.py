@@ -33,7 +33,7 @@ from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
 from raygrad.runs import LoadedRun, is_run, locked, new_folder
-from raygrad.space import Expression, Range, Settings, Value
+from raygrad.space import SHOWN, Expression, Range, Settings, Value
 from raygrad.stragglers import WaitForAll
 from raygrad.talk import Failures
 from raygrad.trial import Evaluation, Job, evaluations
@@ -43,8 +43,6 @@ OVER = ("finished", "stopped", "diverged", "time")
 """Outcomes after which a trial is not played again."""
 EXTRA = "pip install 'raygrad[tune]'"
 """What brings Optuna."""
-SHOWN = {path: name for name, path in space.ALIASES.items()}
-"""Short names by field, as they are printed."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +226,7 @@ class Maker:
         self._where = replace(where, on="local", hosts=1, address=None, gpus_per_host=0.0, device="cpu")
         self._shards = engine.shard_root(where, run_root / "name" / "id")
         self._charges: dict[str, int] = {}
+        self._clients = 0  # where all trials have the same number of them
         self._seen: dict[str, int] = {}
 
     @property
@@ -244,6 +243,7 @@ class Maker:
         """The points that are known before anything is played, each once; those that a guided search has added to the
         sweep in `folder`, too.
         """
+        self._check_lacking()
         if self.sweep.search == "optuna":
             self._check_ends()
             if folder is not None and (recorded := remembered(folder)):
@@ -277,9 +277,21 @@ class Maker:
                 f"a trial has {experiment.rounds} rounds, but evaluation.every is {every}: it would never be judged; "
                 f"allow more rounds, or set evaluation.every to at most {experiment.rounds}"
             )
-        if experiment.partition.clients:
-            check_cohort(experiment, experiment.partition.clients)
+        clients = experiment.partition.clients or self._clients
+        if clients:
+            check_cohort(experiment, clients)
         return Point(trial, sample, settings, experiment, sweep.search_seeds, charge)
+
+    def _check_lacking(self) -> None:
+        """Refuse a dimension that none of the kinds has that are compared."""
+        dimensions = self.sweep.dimensions
+        for name in dimensions:
+            part = name.rpartition(".")[0]
+            if part in dimensions:
+                kinds = _ends(dimensions[part])
+                tried = [{part: k, name: _ends(dimensions[name])[0]} for k in kinds]
+                if all(len(self.sweep.fitting(settings)) == 1 for settings in tried):
+                    self.sweep.with_settings(tried[0])
 
     def _check_start(self, settings: Settings) -> None:
         dimensions = self.sweep.dimensions
@@ -321,6 +333,8 @@ class Maker:
                     "no client has validation examples, and a sweep compares on them; raise evaluation.validation"
                 )
             self._charges[key] = charged(plans[0])
+            if not any(n.partition(".")[0] in ("data", "partition") for n in self.sweep.dimensions):
+                self._clients = plans[0].shards.clients
         return self._charges[key]
 
 

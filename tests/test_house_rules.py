@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.naming": ({"raygrad.errors"}, set()),
     "raygrad.hosts": ({"raygrad.errors"}, set()),
     "raygrad.rng": (set(), {"numpy"}),
+    "raygrad.space": (BASE, set()),
     "raygrad.contract": ({"raygrad.rng"}, {"numpy", "torch"}),
     "raygrad.objectives": (BASE, {"torch"}),
     "raygrad.models": (BASE, {"torch"}),

@@ -246,7 +246,11 @@ def _split(
     given = {n: v for n, v in short.items() if v is not None}
     given |= dict(experiments.split(s) for s in settings)
     base = experiments.choose(recipe).experiment
-    several = {n for n, text in given.items() if _several(space.parse(text, n)) and not _is_list(config, base, n, text)}
+    several = {
+        n
+        for n, text in given.items()
+        if _several(space.parse(text, space.SHOWN.get(n, n))) and not _is_list(config, base, n, text)
+    }
     # One value of a field of a kind that is itself searched (beta, where algorithms are compared) is set per trial.
     several |= {n for n in given if n.rpartition(".")[0] in several}
     fixed = [f"{n}={text}" for n, text in given.items() if n not in several]
