@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from raygrad import checkpoint, storage, tables
+from raygrad import checkpoint, mirror, remote, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Population
 from raygrad.driver import Driver, Executor
@@ -29,6 +29,7 @@ from raygrad.interrupts import Interrupts
 from raygrad.memory import keep_memory
 from raygrad.packing import pack_server, unpack_server
 from raygrad.plan import Plan, describe, make_plan
+from raygrad.remote import Url, location
 from raygrad.runner import check_device
 from raygrad.runs import LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
@@ -110,6 +111,7 @@ def rounds(
 ) -> Generator[Round, None, None]:
     """Run `experiment` in a new folder under `run_root/name`, round by round. `say` gets lines the user should see.
 
+    `run_root` is a folder or an address in an object store (docs/storage.md).
     Leaving the loop early saves a checkpoint. Raises the errors of `raygrad.errors`; bad input before anything starts.
     """
     run = create(experiment, where or Where(), run_root=run_root, name=name, say=say)
@@ -141,23 +143,31 @@ def resume(
     yield from play(replace(loaded, where=where or loaded.where), say=say)
 
 
-def shard_root(where: Where, folder: Path) -> Path:
-    """Where the prepared shards are: `where.shard_root`, or `.shards` in the run root."""
-    return Path(where.shard_root) if where.shard_root else folder.parent.parent / ".shards"
+def shard_root(where: Where, run: Path | Url) -> Path | Url:
+    """Where the prepared shards are: `where.shard_root`, or `.shards` in the run root. `run` is where the run is."""
+    return location(where.shard_root) if where.shard_root else run.parent.parent / ".shards"
 
 
 def create(
     experiment: Experiment, where: Where, *, run_root: str | Path, name: str, say: _Progress = lambda line: None
 ) -> LoadedRun:
     """Check everything, prepare the data and make the run folder. Raises BadInput before anything starts."""
+    root = location(run_root)
     check_where(where)
-    root = Path(run_root).resolve()
+    if isinstance(root, Url):
+        remote.check_writable(root)
+    else:
+        root = root.resolve()
     plan = make_plan(experiment, where, shard_root(where, root / name / "x"))
     for note in plan.notes:
         say(note)
     if plan.state_bytes:
         say(f"clients keep {plan.state_bytes / 1e6:,.1f} MB of state between rounds, if every client is asked once")
-    folder = new_folder(root, name, plan.experiment.hash)
+    if isinstance(root, Url):
+        folder = new_folder(mirror.local_root(root), name, plan.experiment.hash, shared=True)
+        url = root / name / folder.name
+    else:
+        folder, url = new_folder(root, name, plan.experiment.hash), None
     try:
         with storage.run_storage(folder):
             storage.write_json(folder / "data.json", describe(plan))
@@ -166,12 +176,13 @@ def create(
             writer.append(_partition_rows(plan))
             writer.close(1)
             _write_experiment(folder, name, plan.experiment)
+        if url is not None:
+            mirror.publish(url, folder)
     except Stopped as e:  # what is there is no run that could be resumed
         shutil.rmtree(folder, ignore_errors=True)
-        raise Stopped(
-            f"storage lost while making {folder}: {e.__cause__}; nothing was played: start the run again"
-        ) from e
-    return LoadedRun(folder, name, plan.experiment, where)
+        why, where_to = e.what if isinstance(e, remote.Unreachable) else e.__cause__, url or folder
+        raise Stopped(f"storage lost while making {where_to}: {why}; nothing was played: start the run again") from e
+    return LoadedRun(folder, name, plan.experiment, where, url)
 
 
 def check_where(where: Where) -> None:
@@ -188,6 +199,8 @@ def check_where(where: Where) -> None:
 def discard_unplayed(run: LoadedRun) -> None:
     """Remove a run's folder if not one round of it was played: a start that failed leaves nothing behind."""
     if checkpoint.latest(run.folder) is None and not tables.read(run.folder, "rounds", ["round"]).num_rows:
+        if run.url is not None:
+            mirror.discard(run.url)
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
@@ -195,7 +208,7 @@ def extend(run: LoadedRun, rounds: int) -> LoadedRun:
     """The run with another total number of rounds. Raises BadInput if it is below what is done."""
     done = checkpoint.latest(run.folder)
     if done is not None and rounds < done.round:
-        raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done.round}; ask for more")
+        raise BadInput(f"rounds is {rounds}, but {run.at} already has {done.round}; ask for more")
     experiment = replace(run.experiment, rounds=rounds)
     return replace(run, experiment=experiment)
 
@@ -250,25 +263,29 @@ def play(
 
     `early` is a local Ray that was begun to be started for this run.
     """
-    record = storage.read_json(run.folder / "experiment.json")
-    if record["hash"] != run.experiment.hash:
-        raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
     check_where(run.where)
     keep_memory()
-    with locked(run.folder), ExitStack() as stack:
-        plan = make_plan(run.experiment, run.where, shard_root(run.where, run.folder))
-        if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
-            raise BadInput(
-                f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead"
-            )
+    with ExitStack() as stack:
+        held = None
+        if run.url is None:
+            stack.enter_context(locked(run.folder))
+        else:
+            held = stack.enter_context(mirror.held(run.url, say))
+        record = storage.read_json(run.folder / "experiment.json")
+        if record["hash"] != run.experiment.hash:
+            raise BadInput(f"{run.at / 'experiment.json'} was changed since the run started; start a new run instead")
+        data = storage.read_json(run.folder / "data.json")
+        plan = make_plan(run.experiment, run.where, shard_root(run.where, run.at), data.get("shards"))
+        if data["id"] != plan.shards.id:
+            raise BadInput(f"{plan.shards.path} holds other data than {run.at} started with; start a new run instead")
         found = checkpoint.latest(run.folder)
         if found is not None and found.extra["hash"] != run.experiment.hash:
-            raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
+            raise BadInput(f"{run.at} was started under another experiment; start a new run instead")
         if plan.experiment.to_json() != record["experiment"]:
             _write_experiment(run.folder, run.name, plan.experiment)
         if injector is not None:
             plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))
-        yield from _Player(run, plan, found, stack, say, early, injector).rounds()
+        yield from _Player(run, plan, found, stack, say, early, injector, held).rounds()
 
 
 class _Player:
@@ -276,9 +293,9 @@ class _Player:
 
     def __init__(
         self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress,
-        early: "EarlyStart | None" = None, injector: Injector | None = None,
+        early: "EarlyStart | None" = None, injector: Injector | None = None, held: mirror.Mirror | None = None,
     ) -> None:  # fmt: skip
-        self._early, self._injector = early, injector
+        self._early, self._injector, self._mirror = early, injector, held
         self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
         self._folder, self._began = run.folder, perf_counter()
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
@@ -497,6 +514,8 @@ class _Player:
         extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
+        if self._mirror is not None:
+            self._mirror.commit()
 
     def _final_is_current(self) -> bool:
         path = self._folder / "final.json"
@@ -525,6 +544,8 @@ class _Player:
             final["validation"] = found
         with storage.run_storage(self._folder):
             storage.write_json(self._folder / "final.json", final)
+        if self._mirror is not None:
+            self._mirror.commit()
 
 
 def _get(values: dict[str, float] | None, name: str) -> float | None:
