@@ -340,7 +340,7 @@ class Lease:
 
     def __init__(self, url: Url) -> None:
         self._url, self.token = url / LEASE, uuid.uuid4().hex
-        self._run, self._ended, self._renewals = url, threading.Event(), 0
+        self._run, self._ended, self._renewals, self._machine = url, threading.Event(), 0, _machine()
 
     @contextmanager
     def taken(self, say: Say) -> Iterator["Lease"]:
@@ -397,7 +397,7 @@ class Lease:
         self._renewals += 1
         record = {
             "schema_version": SCHEMA_VERSION, "token": self.token, "renewals": self._renewals,
-            "who": f"process {os.getpid()} on {socket.gethostname()}", "machine": _machine(), "process": os.getpid(),
+            "who": f"process {os.getpid()} on {socket.gethostname()}", "machine": self._machine, "process": os.getpid(),
             "renewed": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         remote.write(self._url, json.dumps(record, indent=1).encode(), patient=False)

@@ -333,6 +333,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     s = plan.shards
     return {
         "schema_version": 1, "id": s.id, "shards": s.path.name, "clients": s.clients, "classes": s.classes,
-        "class_names": list(s.class_names), "shape": list(s.shape), "test_examples": s.test_examples, "parameters": plan.x.numel(),
-        "client_state_bytes": plan.state_bytes,
+        "class_names": list(s.class_names), "shape": list(s.shape), "test_examples": s.test_examples,
+        "parameters": plan.x.numel(), "client_state_bytes": plan.state_bytes,
     }  # fmt: skip

@@ -223,6 +223,8 @@ def _reason(url: Url, error: BaseException) -> tuple[str, bool]:
         return f"there is no bucket {url.bucket} at this store; make it, or correct the address", False
     if code == "ACCESS_DENIED" or status == "403" or isinstance(error, PermissionError) or "PERMISSION_DENIED" in text:
         return f"access denied; list, read, write and delete must be allowed to {keys}", False
+    if "access token" in text or "UNAUTHENTICATED" in text:
+        return f"the store was given no key; give {keys}", False
     if code in ("INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "UNRECOGNIZED_CLIENT", "INVALID_CLIENT_TOKEN_ID"):
         return f"the store does not know the key ({code}); check {keys}", False
     if status == "301":
@@ -244,7 +246,7 @@ def _connected(scheme: str, bucket: str, query: str, endpoint: str | None) -> "F
 
     options: dict[str, str] = dict(parse_qsl(query))
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=5), **options)  # pyright: ignore[reportArgumentType]
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=1), **options)  # pyright: ignore[reportArgumentType]
     if endpoint and "endpoint_override" not in options:
         kind, slashes, host = endpoint.rpartition("://")
         options |= {"endpoint_override": host.rstrip("/"), **({"scheme": kind} if slashes else {})}
@@ -417,6 +419,8 @@ def each(act: Callable[[T], object], items: Iterable[T]) -> None:
 def check_writable(url: Url) -> None:
     """Refuse a place where nothing can be written or removed, by trying it. Raises BadInput."""
     probe = url / f".raygrad-probe-{socket.gethostname()}-{uuid.uuid4().hex}"
-    with at_start():
+    try:
         write(probe, b"", patient=False)
         remove(probe, patient=False)
+    except Unreachable as e:
+        raise BadInput(e.what.replace(str(probe), str(url))) from e
