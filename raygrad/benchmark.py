@@ -22,6 +22,7 @@ from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.gang import Gang, cut
 from raygrad.plan import VMAP_GANG_BYTES, Plan, plan_on, prepare_data
+from raygrad.remote import Url
 from raygrad.states import StateStore
 from raygrad.talk import Operation
 
@@ -72,7 +73,7 @@ class Timing:
     on_hosts: float
 
 
-def candidates(experiment: Experiment, where: Where, shard_root: Path) -> Candidates:
+def candidates(experiment: Experiment, where: Where, shard_root: Path | Url) -> Candidates:
     """Loop and vmap with gangs of 1, 2, 4, … clients up to the largest that the cohort is cut into.
 
     The recipe's own gangs are set aside. Raises BadInput for an experiment that could not run.

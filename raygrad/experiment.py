@@ -21,6 +21,7 @@ from raygrad.local import Local
 from raygrad.membership import MEMBERSHIPS, Everybody, Membership
 from raygrad.models import MODELS, DigitsCNN, Model
 from raygrad.objectives import load_loss, load_metrics
+from raygrad.remote import Url, location
 from raygrad.samplers import SAMPLERS, Uniform
 from raygrad.schedules import SCHEDULES, Constant, Schedule
 from raygrad.stragglers import POLICIES, Policy, WaitForAll
@@ -242,6 +243,10 @@ class Where:
 
     def __post_init__(self) -> None:
         HostRange.of(self.hosts)
+        if self.shard_root is not None:
+            location(self.shard_root)
+        if self.data_root is not None and isinstance(location(self.data_root), Url):
+            raise BadInput("data_root is an address; data sets are read from a folder: copy them to one")
         _at_least("gpus_per_host", self.gpus_per_host, 0)
         _at_least("cpus_per_host", self.cpus_per_host, 0.01)
         if self.gpus_per_host > 1 and self.gpus_per_host % 1:

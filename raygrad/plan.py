@@ -15,13 +15,15 @@ from torch import nn
 
 from raygrad import asynchronous, config
 from raygrad.contract import Learns, Population, asks_first
-from raygrad.data.shards import Shards, prepare
+from raygrad.data.placed import prepare_at
+from raygrad.data.shards import Shards
 from raygrad.driver import Driver, Executor, States
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module
 from raygrad.gang import BUFFERS, Arrays, Gang, Phase
 from raygrad.objectives import load_loss
+from raygrad.remote import Url
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.stacked import vmap_obstacle
@@ -74,25 +76,31 @@ class Plan:
         return ServerState(e.algorithm.init(self.x, self.population), self.buffers, sampler=known)
 
 
-def make_plan(experiment: Experiment, where: Where, shard_root: Path) -> Plan:
-    """Prepare everything that can be prepared without hosts. Raises BadInput."""
+def make_plan(experiment: Experiment, where: Where, shard_root: Path | Url, shards_name: str | None = None) -> Plan:
+    """Prepare everything that can be prepared without hosts. Raises BadInput.
+
+    `shards_name` is what a run recorded of its shards: in an object store they are then taken as they are.
+    """
     experiment = experiment.pinned()
-    shards = prepare_data(experiment, where, shard_root)
+    shards = prepare_data(experiment, where, shard_root, shards_name)
     return plan_on(experiment, where, shards)
 
 
-def prepare_data(experiment: Experiment, where: Where, shard_root: Path) -> Shards:
+def prepare_data(
+    experiment: Experiment, where: Where, shard_root: Path | Url, shards_name: str | None = None
+) -> Shards:
     """The experiment's shards under `shard_root`, made if they are not there."""
     expected = experiment.partition.clients
     if expected:
         check_cohort(experiment, expected)
-    return prepare(
+    return prepare_at(
+        shard_root,
         experiment.data,
         experiment.partition,
-        shard_root=shard_root,
         data_root=Path(where.data_root) if where.data_root else None,
         seed=experiment.seed,
         validation=experiment.evaluation.fraction,
+        recorded=shards_name,
     )
 
 
@@ -105,8 +113,9 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     weights = np.ones(len(examples)) if experiment.weights == "equal" else examples.astype(np.float64)
     population = Population(examples, weights)
     spec = HostSpec(
-        experiment.model, experiment.loss, experiment.metrics, str(shards.path), shards.transform, tuple(shards.shape),
+        experiment.model, experiment.loss, experiment.metrics, shards.address, shards.transform, tuple(shards.shape),
         shards.classes, experiment.local, experiment.seed, experiment.dtype, "loop", where.device_type,
+        fetch_bytes=shards.bytes if shards.address != str(shards.path) else 0,
     )  # fmt: skip
     module = initial_module(spec.model, spec.shape, spec.classes, spec.seed)
     check_model(spec, module)
@@ -323,7 +332,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     """data.json: what the tables need to know of the data."""
     s = plan.shards
     return {
-        "schema_version": 1, "id": s.id, "clients": s.clients, "classes": s.classes, "class_names": list(s.class_names),
-        "shape": list(s.shape), "test_examples": s.test_examples, "parameters": plan.x.numel(),
-        "client_state_bytes": plan.state_bytes,
+        "schema_version": 1, "id": s.id, "shards": s.path.name, "clients": s.clients, "classes": s.classes,
+        "class_names": list(s.class_names), "shape": list(s.shape), "test_examples": s.test_examples,
+        "parameters": plan.x.numel(), "client_state_bytes": plan.state_bytes,
     }  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from raygrad import checkpoint, storage, tables
+from raygrad import checkpoint, mirror, remote, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Population
 from raygrad.driver import Driver, Executor
@@ -29,6 +29,7 @@ from raygrad.interrupts import Interrupts
 from raygrad.memory import keep_memory
 from raygrad.packing import pack_server, unpack_server
 from raygrad.plan import Plan, describe, make_plan
+from raygrad.remote import Url, location
 from raygrad.runner import check_device
 from raygrad.runs import LoadedRun, check_tables, load, locked, new_folder
 from raygrad.states import StateStore
@@ -116,6 +117,7 @@ def rounds(
 ) -> Generator[Round, None, None]:
     """Run `experiment` in a new folder under `run_root/name`, round by round. `say` gets lines the user should see.
 
+    `run_root` is a folder or an address in an object store (docs/storage.md).
     Leaving the loop early saves a checkpoint. Raises the errors of `raygrad.errors`; bad input before anything starts.
     """
     run = create(experiment, where or Where(), run_root=run_root, name=name, say=say)
@@ -147,9 +149,18 @@ def resume(
     yield from play(replace(loaded, where=where or loaded.where), say=say)
 
 
-def shard_root(where: Where, folder: Path) -> Path:
-    """Where the prepared shards are: `where.shard_root`, or `.shards` in the run root."""
-    return Path(where.shard_root) if where.shard_root else folder.parent.parent / ".shards"
+def shard_root(where: Where, run: Path | Url) -> Path | Url:
+    """Where the prepared shards are: `where.shard_root`, or `.shards` in the run root. `run` is where the run is."""
+    return location(where.shard_root) if where.shard_root else run.parent.parent / ".shards"
+
+
+def _root(run_root: str | Path) -> Path | Url:
+    """The run root. Raises BadInput if it is in an object store in which we may not write."""
+    root = location(run_root)
+    if isinstance(root, Url):
+        remote.check_writable(root)
+        return root
+    return root.resolve()
 
 
 def create(
@@ -165,29 +176,43 @@ def create(
 
     The folder is `run_root/name/id`, with an `id` that sorts by time unless one is given.
     """
+    root = _root(run_root)
     check_where(where)
-    root = Path(run_root).resolve()
     plan, *_ = [make_plan(e, where, shard_root(where, root / name / "x")) for _, e in experiment.stages()]
     experiment = replace(plan.experiment, rounds=experiment.rounds, changes=experiment.changes)
     for note in plan.notes:
         say(note)
     if plan.state_bytes:
         say(f"clients keep {plan.state_bytes / 1e6:,.1f} MB of state between rounds, if every client is asked once")
-    folder = new_folder(root, name, experiment.hash, id)
+    with _making(root, name, experiment, where, id) as made:
+        storage.write_json(made.folder / "data.json", describe(plan))
+        writer = tables.TableWriter(tables.folder(made.folder, "partition"), tables.TABLES["partition"], 0)
+        writer.append(_partition_rows(plan))
+        writer.close(1)
+        _write_experiment(made.folder, name, experiment)
+    return made
+
+
+@contextmanager
+def _making(
+    root: Path | Url, name: str, experiment: Experiment, where: Where, id: str | None = None
+) -> Iterator[LoadedRun]:
+    """A run whose folder is filled inside, and then published if it belongs in an object store."""
+    if isinstance(root, Url):
+        folder = new_folder(mirror.local_root(root), name, experiment.hash, id, shared=True)
+        url = root / name / folder.name
+    else:
+        folder, url = new_folder(root, name, experiment.hash, id), None
     try:
         with storage.run_storage(folder):
-            storage.write_json(folder / "data.json", describe(plan))
             storage.write_json(folder / "where.json", where.to_json())
-            writer = tables.TableWriter(tables.folder(folder, "partition"), tables.TABLES["partition"], 0)
-            writer.append(_partition_rows(plan))
-            writer.close(1)
-            _write_experiment(folder, name, experiment)
+            yield LoadedRun(folder, name, experiment, where, url)
+        if url is not None:
+            mirror.publish(url, folder)
     except Stopped as e:  # what is there is no run that could be resumed
         shutil.rmtree(folder, ignore_errors=True)
-        raise Stopped(
-            f"storage lost while making {folder}: {e.__cause__}; nothing was played: start the run again"
-        ) from e
-    return LoadedRun(folder, name, experiment, where)
+        why, where_to = e.what if isinstance(e, remote.Unreachable) else e.__cause__, url or folder
+        raise Stopped(f"storage lost while making {where_to}: {why}; nothing was played: start the run again") from e
 
 
 def check_where(where: Where) -> None:
@@ -205,6 +230,8 @@ def check_where(where: Where) -> None:
 def discard_unplayed(run: LoadedRun) -> None:
     """Remove a run's folder if not one round of it was played: a start that failed leaves nothing behind."""
     if checkpoint.latest(run.folder) is None and not tables.read(run.folder, "rounds", ["round"]).num_rows:
+        if run.url is not None:
+            mirror.discard(run.url)
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
@@ -212,7 +239,7 @@ def extend(run: LoadedRun, rounds: int) -> LoadedRun:
     """The run with another total number of rounds. Raises BadInput if it is below what is done."""
     done = checkpoint.latest(run.folder)
     if done is not None and rounds < done.round:
-        raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done.round}; ask for more")
+        raise BadInput(f"rounds is {rounds}, but {run.at} already has {done.round}; ask for more")
     experiment = replace(run.experiment, rounds=rounds)
     return replace(run, experiment=experiment)
 
@@ -249,19 +276,18 @@ def fork(
     experiment = replace(run.experiment, changes=changes, rounds=rounds or run.experiment.rounds)
     if experiment.rounds < done:
         raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done}; ask for more")
-    folder = new_folder(Path(run_root).resolve(), name, experiment.hash)
-    with storage.run_storage(folder):
+    where = where or run.where
+    with _making(_root(run_root), name, experiment, where) as made:
         for file in ("data.json", "numerics.json"):
-            storage.write_json(folder / file, storage.read_json(run.folder / file))
-        storage.write_json(folder / "where.json", (where or run.where).to_json())
+            storage.write_json(made.folder / file, storage.read_json(run.folder / file))
         for table in tables.TABLES:
             if (source := tables.folder(run.folder, table)).is_dir():
-                shutil.copytree(source, tables.folder(folder, table))
-                tables.discard_from(tables.folder(folder, table), done + 1)
-        checkpoint.copy(found, folder, found.extra | {"hash": experiment.hash})
+                shutil.copytree(source, tables.folder(made.folder, table))
+                tables.discard_from(tables.folder(made.folder, table), done + 1)
+        checkpoint.copy(found, made.folder, found.extra | {"hash": experiment.hash})
         origin = {"run": f"{run.name}/{run.folder.name}", "round": done, "hash": run.experiment.hash}
-        _write_experiment(folder, name, experiment, forked_from=origin)
-    return LoadedRun(folder, name, experiment, where or run.where)
+        _write_experiment(made.folder, name, experiment, forked_from=origin)
+    return made
 
 
 def _partition_rows(plan: Plan) -> dict[str, Any]:
@@ -308,28 +334,34 @@ def play(
     `early` is a local Ray that was begun to be started for this run. `lender` has hosts that others have used before,
     and will use after it.
     """
-    record = storage.read_json(run.folder / "experiment.json")
-    if record["hash"] != run.experiment.hash:
-        raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
     check_where(run.where)
     keep_memory()
-    with locked(run.folder):
+    with ExitStack() as outer:
+        held = None
+        if run.url is None:
+            outer.enter_context(locked(run.folder))
+        else:
+            held = outer.enter_context(mirror.held(run.url, say))
+        record = storage.read_json(run.folder / "experiment.json")
+        if record["hash"] != run.experiment.hash:
+            raise BadInput(f"{run.at / 'experiment.json'} was changed since the run started; start a new run instead")
         if run.experiment.to_json() != record["experiment"]:
             more = {"forked_from": record["forked_from"]} if "forked_from" in record else {}
             _write_experiment(run.folder, run.name, run.experiment, **more)
+        data = storage.read_json(run.folder / "data.json")
         first: Plan | None = None
         for until, experiment in run.experiment.stages():
             found = checkpoint.latest(run.folder)
             if found is not None and found.extra["hash"] != run.experiment.hash:
-                raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
+                raise BadInput(f"{run.at} was started under another experiment; start a new run instead")
             last = until == run.experiment.rounds
             over = found is not None and found.round >= until and not last
             if over and first is not None:
                 continue
-            plan = make_plan(experiment, run.where, shard_root(run.where, run.folder))
-            if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
+            plan = make_plan(experiment, run.where, shard_root(run.where, run.at), data.get("shards"))
+            if data["id"] != plan.shards.id:
                 raise BadInput(
-                    f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead"
+                    f"{plan.shards.path} holds other data than {run.at} started with; start a new run instead"
                 )
             first = first or plan
             if over:
@@ -339,7 +371,7 @@ def play(
             if injector is not None:
                 plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))
             with ExitStack() as stack:
-                yield from _Player(run, plan, found, stack, say, early, injector, lender).rounds(last)
+                yield from _Player(run, plan, found, stack, say, early, injector, lender, held).rounds(last)
 
 
 class _Player:
@@ -348,8 +380,9 @@ class _Player:
     def __init__(
         self, run: LoadedRun, plan: Plan, found: checkpoint.Checkpoint | None, stack: ExitStack, say: _Progress,
         early: "EarlyStart | None" = None, injector: Injector | None = None, lender: "Lender | None" = None,
+        held: mirror.Mirror | None = None,
     ) -> None:  # fmt: skip
-        self._early, self._injector, self._lender = early, injector, lender
+        self._early, self._injector, self._lender, self._mirror = early, injector, lender, held
         self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
         self._folder, self._began = run.folder, perf_counter()
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
@@ -589,6 +622,8 @@ class _Player:
         extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._run.experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
+        if self._mirror is not None:
+            self._mirror.commit()
 
     def _final_is_current(self) -> bool:
         path = self._folder / "final.json"
@@ -617,6 +652,8 @@ class _Player:
             final["validation"] = found
         with storage.run_storage(self._folder):
             storage.write_json(self._folder / "final.json", final)
+        if self._mirror is not None:
+            self._mirror.commit()
         found = {"loss": final.get("loss"), **final.get("metrics", {})}
         return {f"test/{n}": v for n, v in found.items() if v is not None}
 

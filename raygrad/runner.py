@@ -6,7 +6,6 @@ A `GangRunner` holds what a host needs (model, shards) and nothing that cannot b
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NoReturn
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raygrad.contract import Answer, parameters
-from raygrad.data.shards import Shards
+from raygrad.data.placed import open_shards
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput, DamagedShard
 from raygrad.faults import Fault, HostLost, at_clients
@@ -58,6 +57,7 @@ class HostSpec:
     device: str = "cpu"
     faults: tuple[Fault, ...] = ()  # injected, at clients
     began: "HostSpec | None" = None  # what the run began with, if its settings changed since
+    fetch_bytes: int = 0  # of shards that each machine copies from an object store first
 
 
 class GangRunner:
@@ -81,6 +81,14 @@ class GangRunner:
         self._received: tuple[tuple[tuple[str, int], int], dict[str, Tensor]] | None = None
 
     # --- data -------------------------------------------------------------------------------------------------------
+
+    def open_shards(self) -> None:
+        """Open the shards unless they are. Those in an object store are copied to this machine once.
+
+        Raises BadInput, Stopped.
+        """
+        if self.shards is None:
+            self.shards = open_shards(self.spec.shards)
 
     def drawn(self, phase: Phase, client: int, steps: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A client's mini-batches, laid end to end, in pieces of whole batches.
@@ -132,8 +140,7 @@ class GangRunner:
         `earlier()` gives the phases before it, to compute lost scratch again.
         """
         started = perf_counter()
-        if self.shards is None:
-            self.shards = Shards.open(Path(self.spec.shards))
+        self.open_shards()
         if self._conversation != phase.conversation:
             self._conversation, self._scratch = phase.conversation, {}
         provided = {*phase.down, *phase.each, *gang.states, *self._scratch.get(gang.index, ())}

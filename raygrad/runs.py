@@ -1,8 +1,7 @@
 """Run folders: made, found by name, listed, loaded. What is in one: docs/run-folder.md."""
 
-import fcntl
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,23 +11,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raygrad import storage, tables
+from raygrad import mirror, remote, storage, tables
 from raygrad.checkpoint import Checkpoint, latest
 from raygrad.errors import BadInput
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
 from raygrad.packing import BUFFERS_KEY
+from raygrad.remote import Url, location
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from torch import nn
 
 
-def new_folder(run_root: Path, name: str, hash: str, id: str | None = None) -> Path:
-    """An empty folder `run_root/name/id`; ids sort by time. Given an `id`, what a start that failed left is removed."""
+def new_folder(run_root: Path, name: str, hash: str, id: str | None = None, shared: bool = False) -> Path:
+    """An empty folder `run_root/name/id`; ids sort by time. With `shared` other machines do not choose the same.
+
+    Given an `id`, what a start that failed left there is removed.
+    """
     if not name or name.startswith(".") or "/" in name:
         raise BadInput(f"name {name!r} cannot name a folder")
-    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{hash[:6]}"
+    stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{hash[:6]}" + (f"-{uuid.uuid4().hex[:6]}" if shared else "")
     try:
         (run_root / name).mkdir(parents=True, exist_ok=True)
         if id is not None:
@@ -55,39 +58,80 @@ def is_run(folder: Path) -> bool:
     return (folder / "experiment.json").is_file()
 
 
-def all_runs(run_root: Path) -> list[Path]:
-    """Every run under `run_root`, by name and then by age."""
+def all_runs(run_root: str | Path | Url) -> list[Path]:
+    """The folder of every run under `run_root`, by name and then by age; runs in an object store are fetched."""
+    root = location(run_root)
+    if isinstance(root, Url):
+        with remote.at_start():
+            return [mirror.fetch(url, tensors=False) for name in _names_in(root) for url in _remote_runs(root / name)]
+    return _local_runs(root)
+
+
+def _local_runs(run_root: Path) -> list[Path]:
     return sorted(p.parent for p in run_root.glob("*/*/experiment.json") if not p.parent.name.startswith("."))
 
 
-def find_run(reference: str, run_root: Path) -> Path:
-    """The folder that RUN means: a path, `name/id`, or `name` (its newest run). Raises BadInput."""
-    for folder in (Path(reference), run_root / reference):
+def _names_in(root: Url) -> list[str]:
+    """The folders right under an address."""
+    return [name for name, size in remote.children(root).items() if size is None and not name.startswith(".")]
+
+
+def _remote_runs(at: Url) -> list[Url]:
+    """The runs of a name, by age."""
+    return [at / name for name in _names_in(at) if mirror.is_run(at / name)]
+
+
+def find_run(reference: str, run_root: str | Path | Url) -> Path:
+    """The folder that RUN means: a path, `name/id`, or `name` (its newest run); or the address of one of these.
+
+    A run in an object store is fetched, without its checkpoints. Raises BadInput.
+    """
+    found = _find(reference, location(run_root))
+    return mirror.fetch(found, tensors=False) if isinstance(found, Url) else found
+
+
+def _find(reference: str, run_root: Path | Url) -> Path | Url:
+    place = location(reference)
+    if isinstance(place, Url):
+        return _find_remote(place, reference, place.parent)
+    if isinstance(run_root, Url):
+        if is_run(place):
+            return place
+        if not place.parts or place.is_absolute() or ".." in place.parts:
+            raise BadInput(f"{reference} is no run; looked in {run_root}")
+        return _find_remote(run_root / place.as_posix(), reference, run_root)
+    for folder in (place, run_root / reference):
         if is_run(folder):
             return folder
-    named = [r for r in all_runs(run_root) if r.parent.name == reference]
+    named = [r for r in _local_runs(run_root) if r.parent.name == reference]
     if named:
         return named[-1]
     if Path(reference).is_dir():
         raise BadInput(f"{reference} is no run folder: it has no experiment.json")
-    runs = all_runs(run_root)
+    runs = _local_runs(run_root)
     known = {r.parent.name for r in runs} | {f"{r.parent.name}/{r.name}" for r in runs}
     error = unknown("run", reference, known if "/" in reference else {r.parent.name for r in runs})
     raise BadInput(f"{error}; looked in {run_root}")
 
 
+def _find_remote(at: Url, reference: str, looked_in: Url) -> Url:
+    """A run's address, or the newest run under it."""
+    with remote.at_start():
+        if mirror.is_run(at):
+            return at
+        for name in reversed(_names_in(at)):
+            if mirror.is_run(at / name):
+                return at / name
+        raise BadInput(f"{unknown('run', reference, _names_in(looked_in))}; looked in {looked_in}")
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder, so that no two processes write it. Raises BadInput if another one does."""
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise BadInput(f"{folder} is being written by another process; wait for it, or stop it") from e
+    with storage.hold(folder / ".lock", wait=False) as ours:
+        if not ours:
+            raise BadInput(f"{folder} is being written by another process; wait for it, or stop it")
         yield
-    finally:
-        os.close(handle)
 
 
 def check_tables(folder: Path, rounds: int) -> None:
@@ -99,12 +143,18 @@ def check_tables(folder: Path, rounds: int) -> None:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run as it stands on disk."""
+    """A run as it stands on disk. One from an object store has a `url`; `folder` is then the local one."""
 
     folder: Path
     name: str
     experiment: Experiment
     where: Where
+    url: Url | None = None
+
+    @property
+    def at(self) -> Path | Url:
+        """Where it belongs: its address, or its folder."""
+        return self.url or self.folder
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -147,8 +197,10 @@ class LoadedRun:
 
 
 def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
-    """The run that `run` means: a path, `name/id`, or `name`. Raises BadInput."""
-    folder = find_run(str(run), Path(run_root))
+    """The run that `run` means: a path, `name/id`, or `name`; or the address of one. Raises BadInput."""
+    found = _find(str(run), location(run_root))
+    url = found if isinstance(found, Url) else None
+    folder = mirror.fetch(found) if isinstance(found, Url) else found
     record = storage.read_json(folder / "experiment.json")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise BadInput(
@@ -163,7 +215,7 @@ def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
         why = f"was written before there was {lacking[0]}" if lacking else "was changed since the run started"
         raise BadInput(f"{folder / 'experiment.json'} {why}; start a new run instead")
     where = Where.from_json(storage.read_json(folder / "where.json"))
-    return LoadedRun(folder, record["name"], experiment, where)
+    return LoadedRun(folder, record["name"], experiment, where, url)
 
 
 def _names(value: object, prefix: str = "") -> set[str]:

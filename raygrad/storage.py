@@ -6,6 +6,7 @@ this module alone.
 """
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -191,5 +192,20 @@ def sync_folder(path: Path) -> None:
         # Some network file systems cannot sync a folder; they order renames themselves.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def hold(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock file `path`, which is made. Gives False if another holder has it and `wait` is not set."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)

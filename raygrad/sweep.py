@@ -32,6 +32,7 @@ from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
+from raygrad.remote import location
 from raygrad.runs import LoadedRun, is_run, locked, new_folder
 from raygrad.space import SHOWN, Expression, Range, Settings, Value
 from raygrad.stragglers import WaitForAll
@@ -605,9 +606,17 @@ def find_sweep(reference: str, run_root: Path) -> Path:
     raise BadInput(f"{error}; looked in {run_root}")
 
 
+def _root(run_root: str | Path) -> Path:
+    """The run root. Raises BadInput if it is in an object store: the processes of a sweep share its folder."""
+    root = location(run_root)
+    if not isinstance(root, Path):
+        raise BadInput(f"a sweep's folder is shared by its processes: --run-root {root} must be a path on every node")
+    return root
+
+
 def load(reference: str | Path, run_root: str | Path = "runs") -> LoadedSweep:
     """The sweep that `reference` means: a path, `name/id`, or `name`. Raises BadInput."""
-    folder = find_sweep(str(reference), Path(run_root)).resolve()
+    folder = find_sweep(str(reference), _root(run_root)).resolve()
     record = storage.read_json(folder / "sweep.json")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise BadInput(
@@ -645,11 +654,12 @@ def run(
     from raygrad.onray import tuning
 
     where = where or Where()
-    root = Path(run_root).resolve()
+    root = _root(run_root).resolve()
     maker = Maker(sweep, where, root)
     tuning.check(sweep, where)
     points = maker.known()
-    where = replace(where, shard_root=str(engine.shard_root(where, root / "name" / "id").resolve()))
+    shards = engine.shard_root(where, root / "name" / "id")
+    where = replace(where, shard_root=str(shards.resolve() if isinstance(shards, Path) else shards))
     with tuning.opened(sweep, where):
         folder = new_folder(root, name, sweep.hash)
         (folder / "trials").mkdir()

@@ -69,6 +69,8 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"raygrad.devices.base", "raygrad.devices.drawn"},
         {"numpy", "pyarrow"},
     ),
+    "raygrad.remote": (BASE | {"raygrad.storage"}, {"pyarrow"}),
+    "raygrad.mirror": (BASE | {"raygrad.storage", "raygrad.remote"}, set()),
     "raygrad.alignment": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.gang": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
     "raygrad.driver": (

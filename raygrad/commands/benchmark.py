@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -43,7 +42,7 @@ def gang(
     ] = "auto",
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
 ) -> None:  # fmt: skip
     """The best gang for a recipe's model on this machine, and the line to write.
 
@@ -63,15 +62,15 @@ def gang(
     from raygrad import benchmark as search
     from raygrad.commands import experiments
     from raygrad.run import check_where
+    from raygrad.run import shard_root as shards_of
 
     if repeats < 1 or hosts < 1:
         raise BadInput(f"--repeats is {repeats} and --hosts {hosts}; both must be >= 1")
     chosen = experiments.choose(recipe, settings or (), {"seed": seed})
-    where = experiments.place({"on": "local", "device": device, "data_root": data_root})
+    where = experiments.place({"on": "local", "device": device, "data_root": data_root, "shard_root": shard_root})
     experiments.check_reachable(where, run_root)
     check_where(where)
-    root = run_root.resolve() / ".shards" if shard_root is None else shard_root
-    found = search.candidates(chosen.experiment, where, root)
+    found = search.candidates(chosen.experiment, where, shards_of(where, experiments.root(run_root) / "name" / "id"))
     measured = []
     progress = _Progress(len(found.choices) * repeats)
     for sample in search.samples(found, hosts, repeats):

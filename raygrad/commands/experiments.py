@@ -22,6 +22,7 @@ from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.membership import Membership
 from raygrad.naming import unknown
 from raygrad.recipes import RECIPES
+from raygrad.remote import Url, location
 from raygrad.stragglers import Policy
 
 Given = Mapping[str, str | int | float | Path | None]
@@ -85,6 +86,11 @@ def _named(text: str) -> Chosen:
     path = Path(text)
     if text in RECIPES:
         return Chosen(RECIPES[text](), text)
+    if isinstance(address := location(text), Url):
+        from raygrad.runs import find_run
+
+        run = str(address.parent if address.name == "experiment.json" else address)
+        return _recorded(find_run(run, address) / "experiment.json")
     if path.suffix == ".py":
         return Chosen(load_recipe(path), path.stem)
     if path.suffix == ".json":
@@ -191,7 +197,9 @@ def _check_parts(experiment: Experiment) -> None:
 
 def place(given: Given, recorded: Where | None = None) -> Where:
     """Where it runs: the options over what a run recorded, or over the defaults. Raises BadInput."""
-    fields = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in given.items() if v is not None}
+    fields = {n: str(root(v)) if isinstance(v, Path) else v for n, v in given.items() if v is not None}
+    if isinstance(shards := fields.get("shard_root"), str):
+        fields["shard_root"] = str(root(shards))
     fields = {n: None if (n, v) == ("address", "") else v for n, v in fields.items()}
     base = {} if recorded is None else recorded.to_json()
     if fields.get("on") == "local":
@@ -199,18 +207,33 @@ def place(given: Given, recorded: Where | None = None) -> Where:
     return Where.from_json({**base, **fields})
 
 
-def check_reachable(where: Where, run_root: Path) -> None:
-    """Refuse a run root that cannot be written and an address where nobody listens, before any work is done."""
+def root(place: str | Path) -> Path | Url:
+    """A run root or shard root: a whole path, or an address. Raises BadInput."""
+    found = location(place)
+    return found if isinstance(found, Url) else found.resolve()
+
+
+def check_reachable(where: Where, run_root: str | Path) -> None:
+    """Refuse a run root that cannot be written and an address where nobody listens, before any work is done.
+
+    One in an object store is tried when the run is made or continued.
+    """
+    folder = location(run_root)
+    if isinstance(folder, Path):
+        _check_folder(folder)
+    if where.on == "ray":
+        from raygrad.onray.cluster import check
+
+        check(where)
+
+
+def _check_folder(run_root: Path) -> None:
     try:
         run_root.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise BadInput(f"the run root {run_root} cannot be made: {e.strerror}; choose another --run-root") from e
     if not os.access(run_root, os.R_OK | os.W_OK | os.X_OK):
         raise BadInput(f"the run root {run_root} cannot be read and written; choose another --run-root")
-    if where.on == "ray":
-        from raygrad.onray.cluster import check
-
-        check(where)
 
 
 def algorithm_note(experiment: Experiment) -> str:

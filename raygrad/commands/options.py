@@ -32,11 +32,15 @@ Recipe = Annotated[
 ]
 Run = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run: its path, name/id, or name (its newest).", autocompletion=run_names),
+    typer.Argument(
+        metavar="RUN", help="A run: its path or address, name/id, or name (its newest).", autocompletion=run_names
+    ),
 ]
 Runs = Annotated[
     list[str],
-    typer.Argument(metavar="RUN…", help="Runs: paths, name/id, or name (its newest).", autocompletion=run_names),
+    typer.Argument(
+        metavar="RUN…", help="Runs: paths or addresses, name/id, or name (its newest).", autocompletion=run_names
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -47,7 +51,10 @@ Settings = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Set seed.", show_default=False)]
-RunRoot = Annotated[Path, typer.Option("--run-root", help="The folder that holds the runs.", rich_help_panel=OUTPUT)]
+RunRoot = Annotated[
+    str,
+    typer.Option("--run-root", help="The folder that holds the runs, or s3://… or gs://….", rich_help_panel=OUTPUT),
+]
 DataRoot = Annotated[
     Path | None,
     typer.Option(
@@ -56,9 +63,9 @@ DataRoot = Annotated[
     ),
 ]  # fmt: skip
 ShardRoot = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--shard-root", help="Where prepared shards go; every host must see it.",
+        "--shard-root", help="Where prepared shards go: a folder that every host sees, or s3://… or gs://….",
         rich_help_panel=DATA, show_default=".shards in the run root",
     ),
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """How commands print: text that fits a terminal there, and plain aligned text in a pipe."""
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raygrad.errors import RaygradError
+from raygrad.remote import Url
 
 
 def error(error: RaygradError) -> None:
@@ -75,15 +77,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console.print(drawn)
 
 
-def shown(path: Path) -> str:
-    """A path as short as it can be said from the current folder."""
+def shown(path: Path | Url) -> str:
+    """A path as short as it can be said from the current folder; an address as a shell takes it."""
+    if isinstance(path, Url):
+        return shlex.quote(str(path))
     here = Path.cwd()
     resolved = path.resolve()
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(resolved)
 
 
-def run_name(folder: Path, run_root: Path) -> str:
-    """What to write for RUN: `name/id` under the default run root, else the path."""
-    if run_root == Path("runs") and folder.resolve().parent.parent == run_root.resolve():
+def run_name(folder: Path | Url, run_root: str) -> str:
+    """What to write for RUN: `name/id` under the default run root, else the path or the address."""
+    if isinstance(folder, Path) and run_root == "runs" and folder.resolve().parent.parent == Path(run_root).resolve():
         return f"{folder.parent.name}/{folder.name}"
     return shown(folder)

@@ -17,7 +17,8 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The page.", show_default="report.html in the run, of several runs in this folder"
+            "--out", help="The page.",
+            show_default="report.html in the run; of several runs, or of one at an address, in this folder"
         ),
     ] = None,
     target: Annotated[
@@ -26,7 +27,7 @@ def report(
             "--target", help="Count what it took to reach this accuracy.", show_default="what all runs reach"
         ),
     ] = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
 ) -> None:  # fmt: skip
     """Tables and pictures of one run, of several side by side, or of a sweep.
 
@@ -43,6 +44,7 @@ def report(
     """
     from raygrad import report as reports
     from raygrad.page import write_report
+    from raygrad.remote import Url, location
     from raygrad.runs import find_run
 
     if len(runs) == 1 and (sweep := _sweep(runs[0], run_root)) is not None:
@@ -58,13 +60,19 @@ def report(
         output.pairs(reports.summary(folders[0]))
     else:
         output.table(*reports.comparison(folders, target))
-    page = write_report(folders, out or (folders[0] if len(folders) == 1 else Path()) / "report.html", target)
+    here = len(folders) > 1 or any(isinstance(location(place), Url) for place in (runs[0], run_root))
+    page = write_report(folders, out or (Path() if here else folders[0]) / "report.html", target)
     output.line(f"\nreport  {output.shown(page)}")
 
 
-def _sweep(reference: str, run_root: Path) -> "LoadedSweep | None":
+def _sweep(reference: str, run_root: str) -> "LoadedSweep | None":
     """The sweep that the reference names, None if it names none."""
-    folders = [Path(reference), run_root / reference, *sorted((run_root / reference).glob("*"))]
+    from raygrad.remote import Url, location
+
+    if isinstance(location(run_root), Url) or isinstance(location(reference), Url):
+        return None
+    root = Path(run_root)
+    folders = [Path(reference), root / reference, *sorted((root / reference).glob("*"))]
     if not any((folder / "sweep.json").is_file() for folder in folders):
         return None
     from raygrad.sweep import load
@@ -83,7 +91,7 @@ def report_sweep(sweep: "LoadedSweep", out: Path | None = None) -> None:
     output.line(f"\nreport  {output.shown(page)}")
 
 
-def digest(run: options.Run, run_root: options.RunRoot = Path("runs")) -> None:
+def digest(run: options.Run, run_root: options.RunRoot = "runs") -> None:
     """One line: the sha256 of the model and of the tables that equal runs share.
 
     Equal runs have equal digests: on any number of hosts, in one process, and
@@ -103,7 +111,7 @@ def export(
     run: options.Run,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The .safetensors file to write.")],
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
 ) -> None:
     """Write the trained model's state dict as a .safetensors file.
 

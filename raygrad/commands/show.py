@@ -27,7 +27,7 @@ What = Literal[
 
 def list_(
     what: Annotated[What, typer.Argument(metavar="WHAT", help="What to list: recipes, algorithms, datasets, …")],
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
 ) -> None:
     """What there is: recipes, algorithms, datasets, partitioners, models, … or runs.
 
@@ -106,7 +106,7 @@ def _sentence(thing: object) -> str:
     return " ".join((getdoc(thing) or "").partition("\n\n")[0].split())
 
 
-def _runs(run_root: Path) -> None:
+def _runs(run_root: str) -> None:
     from raygrad import report, runs
 
     found = runs.all_runs(run_root)
@@ -138,7 +138,7 @@ def partition(
     ] = None,
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
 ) -> None:
     """Who holds what: prepare a recipe's data and describe its clients, without training.
 
@@ -158,7 +158,7 @@ def partition(
 
     chosen = experiments.choose(recipe, settings or (), {"seed": seed})
     where = experiments.place({"on": "local", "data_root": data_root, "shard_root": shard_root})
-    shards = prepare_data(chosen.experiment, where, shards_of(where, run_root.resolve() / "name" / "id"))
+    shards = prepare_data(chosen.experiment, where, shards_of(where, experiments.root(run_root) / "name" / "id"))
     output.pairs(report.partition_table(shards.label_counts, shards.examples, shards.validation_examples))
     if out is not None:
         report.partition_picture(shards.label_counts, shards.examples, shards.class_names, out)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -132,7 +131,8 @@ def sweep(
     numerics: options.Numerics = None,
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
+    track: options.Track = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -175,7 +175,7 @@ def sweep(
 
         place = {
             "address": address, "gpus_per_host": gpus_per_host, "device": device, "numerics": numerics,
-            "data_root": data_root, "shard_root": shard_root,
+            "data_root": data_root, "shard_root": shard_root, "track": track,
         }  # fmt: skip
         short = {
             "algorithm": algorithm, "algorithm.lr": alpha, "algorithm.beta": beta, "local.steps": k,
@@ -223,7 +223,7 @@ def seconds(text: str) -> float:
 
 
 @contextmanager
-def _stopping(run_root: Path) -> "Iterator[Callable[[LoadedSweep], None]]":
+def _stopping(run_root: str) -> "Iterator[Callable[[LoadedSweep], None]]":
     """Around a sweep: says how to go on where it breaks off. It gives a function that is told which sweep it is."""
     known: list[LoadedSweep] = []
     try:
@@ -275,9 +275,10 @@ def _is_list(config: ModuleType, base: object, path: str, text: str) -> bool:
     return isinstance(value, tuple)
 
 
-def _finish(loaded: "LoadedSweep", run_root: Path) -> None:
+def _finish(loaded: "LoadedSweep", run_root: str) -> None:
     """What came of it, the best settings, and how to repeat them."""
     from raygrad import sweep as sweeps
+    from raygrad import sweep_report
 
     rows = loaded.trials().to_pylist()
     outcomes = [r["outcome"] for r in rows if r["role"] == "search"]
@@ -302,7 +303,10 @@ def _finish(loaded: "LoadedSweep", run_root: Path) -> None:
         repeated = (fresh or [r for r in rows if r["trial"] == head["trial"]])[0]
         commands.append(("again", loaded.command(repeated)))
     output.line("")
-    output.pairs([*told, ("trials", output.shown(loaded.folder / "trials.parquet")), *commands])
+    page = sweep_report.write(loaded)
+    output.pairs(
+        [*told, ("trials", output.shown(loaded.folder / "trials.parquet")), ("report", output.shown(page)), *commands]
+    )
     failed = sum(o == "failed" for o in outcomes)
     if failed:
         name = output.run_name(loaded.folder, run_root)

@@ -57,7 +57,7 @@ def run(
     numerics: options.Numerics = None,
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
     name: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +123,7 @@ def run(
         with display(quiet) as screen:
             screen.waiting("preparing the data")
             made = engine.create(chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say)
-            screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
+            screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.at)}")
             until_played.close()
             try:
                 _play(made, run_root, screen, early)
@@ -151,7 +151,7 @@ def resume(
     numerics: options.Numerics = None,
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
     track: options.Track = None,
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
@@ -193,7 +193,7 @@ def resume(
     with display(quiet) as screen:
         played = _play(loaded, run_root, screen)
     if not played and not quiet:
-        done = f"{output.run_name(loaded.folder, run_root)} is finished: {loaded.experiment.rounds} rounds"
+        done = f"{output.run_name(loaded.at, run_root)} is finished: {loaded.experiment.rounds} rounds"
         output.line(f"{done}, nothing left to do; --rounds extends it")
     _finish(loaded, run_root, quiet, report=not no_report)
 
@@ -220,7 +220,7 @@ def fork(
     numerics: options.Numerics = None,
     data_root: options.DataRoot = None,
     shard_root: options.ShardRoot = None,
-    run_root: options.RunRoot = Path("runs"),
+    run_root: options.RunRoot = "runs",
     name: Annotated[
         str | None,
         typer.Option(
@@ -291,13 +291,13 @@ def _can_start_early(
     )
 
 
-def _play(run: "LoadedRun", run_root: Path, screen: "Display", early: "EarlyStart | None" = None) -> int:
+def _play(run: "LoadedRun", run_root: str, screen: "Display", early: "EarlyStart | None" = None) -> int:
     """Play the rounds that are left and say how to go on if they break off. Returns how many there were."""
     from raygrad import run as engine
 
     where, played = run.where, 0
     screen.waiting(_starting(where))
-    name = output.run_name(run.folder, run_root)
+    name = output.run_name(run.at, run_root)
     try:
         with closing(engine.play(run, screen.say, early)) as rounds:
             for round in rounds:
@@ -354,24 +354,31 @@ def failed(run: "LoadedRun") -> str | None:
     return str(found) if found.failed or found.rejected else None
 
 
-def _finish(run: "LoadedRun", run_root: Path, quiet: bool, report: bool) -> None:
+def _finish(run: "LoadedRun", run_root: str, quiet: bool, report: bool) -> None:
     """The table, the report and what can be done next."""
+    from raygrad.mirror import put_report
     from raygrad.page import write_report
     from raygrad.report import summary
 
-    page = write_report([run.folder], run.folder / "report.html") if report else None
+    page = None
+    if report:
+        page = write_report([run.folder], run.folder / "report.html")
+        if run.url is not None:
+            put_report(run.url, page)
     if quiet:
-        output.line(output.shown(run.folder))
+        output.line(output.shown(run.at))
         said = failed(run)
         if said is not None:
             print(f"clients  {said}", file=sys.stderr)
         return
-    name = output.run_name(run.folder, run_root)
+    name = output.run_name(run.at, run_root)
     output.line("")
     output.pairs(summary(run.folder))
     output.line("")
     rounds = run.experiment.rounds
-    then = [("report", output.shown(page))] if page is not None else []
+    then = []
+    if page is not None:
+        then.append(("report", output.shown(page) if run.url is None else f"{page}, and {run.url / page.name}"))
     then += [
         ("extend", f"raygrad resume {name} --rounds {2 * rounds}"),
         ("compare", f"raygrad report {name} RUN…"),

@@ -65,6 +65,7 @@ class Shards:
         """Use `Shards.open`."""
         classes = meta["classes"]
         self.path = path
+        self.address = str(path)  # for hosts; of shards from an object store their address there
         self.meta = meta
         self.id = str(meta["id"])
         self.shape: tuple[int, ...] = tuple(meta["shape"])
@@ -108,6 +109,11 @@ class Shards:
     def _for_all(self, rows: np.ndarray) -> np.ndarray:
         """What is stored once for each shard [n, ...], client by client [N, ...]."""
         return rows if self.clients == self.stored else np.resize(rows, (self.clients, *rows.shape[1:]))
+
+    @property
+    def bytes(self) -> int:
+        """What the folder's files take."""
+        return sum(int(file["bytes"]) for file in self.meta["files"].values())
 
     @cached_property
     def label_counts(self) -> np.ndarray | None:
@@ -181,6 +187,7 @@ def prepare(
     seed: int,
     validation: float,
     progress: Progress | None = None,
+    bring: Callable[[Path], None] | None = None,
 ) -> Shards:
     """The shards of `dataset` under `partitioner`, written to `<shard_root>/<data set>-<hash>` unless they are there.
 
@@ -188,7 +195,7 @@ def prepare(
     keeps at least one training example. The folder's name depends on the settings of both, on `seed`, `validation` and
     the sizes and times of the files read, so that shards are reused without reading the data. Memory is bounded by one
     client's examples (and what the data set itself holds). Several processes may prepare the same shards: one of the
-    equal results is kept.
+    equal results is kept. `bring` is called with the folder if it is not there: it may copy it from elsewhere.
 
     Errors: BadInput for data that are missing or damaged, more clients than examples, a folder that cannot be written.
     """
@@ -213,20 +220,24 @@ def prepare(
     key = hashlib.sha256(_json({"schema_version": SCHEMA_VERSION, **settings, "files": stamp}).encode()).hexdigest()
     name = str(settings["dataset"]["kind"]).replace(":", "-")
     folder = shard_root / f"{name}-{key[:12]}"
-    if (there := _reusable(folder, key)) is not None:
+    if (there := reusable(folder, key)) is not None:
         return there
+    if bring is not None:
+        bring(folder)
+        if (there := reusable(folder, key)) is not None:
+            return there
     if source is None:
         source = dataset.open(data_root, cache, seed)
     _check_source(source, name)
     assignment = _assign(partitioner, source, seed, name)
     for place in (shard_root, cache):
-        _remove_leftovers(place)
+        remove_leftovers(place)
     temporary = shard_root / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
         clients = partitioner.clients if isinstance(partitioner, Repeated) else len(assignment)
         _write(temporary, source, assignment, clients, {**settings, "key": key}, seed, validation, progress)
-        return _publish(temporary, folder, key)
+        return put_in_place(temporary, folder, key)
     except OSError as e:
         if storage.is_full(e):
             raise Stopped(f"shards cannot be written under {shard_root}: {e.strerror}; free some and repeat it") from e
@@ -452,7 +463,7 @@ def _write(
         os.fsync(f.fileno())
 
 
-def _publish(temporary: Path, folder: Path, key: str) -> Shards:
+def put_in_place(temporary: Path, folder: Path, key: str) -> Shards:
     """Rename the finished folder into place; where equal shards appeared meanwhile, those are used."""
     while True:
         try:
@@ -461,7 +472,7 @@ def _publish(temporary: Path, folder: Path, key: str) -> Shards:
         except OSError:
             if not folder.is_dir():
                 raise
-        if (there := _reusable(folder, key)) is not None:
+        if (there := reusable(folder, key)) is not None:
             return there
         # Damaged shards make way; processes that have mapped them keep their pages.
         aside = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex}")
@@ -472,7 +483,7 @@ def _publish(temporary: Path, folder: Path, key: str) -> Shards:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_leftovers(place: Path) -> None:
+def remove_leftovers(place: Path) -> None:
     """Remove what killed processes were writing here, once it is so old that nobody can be at it."""
     if not place.is_dir():
         return
@@ -484,7 +495,7 @@ def _remove_leftovers(place: Path) -> None:
             continue
 
 
-def _reusable(folder: Path, key: str) -> Shards | None:
+def reusable(folder: Path, key: str) -> Shards | None:
     """The complete shards with this key in the folder; None when there are none."""
     if not folder.is_dir():
         return None

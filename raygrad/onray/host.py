@@ -54,6 +54,8 @@ class ClientHost:
             torch.backends.cudnn.benchmark = False
         self._runner = GangRunner(spec)
         self._runner.die = _die
+        if spec.fetch_bytes:  # before it is asked to run anything: whoever is slow at that is taken to hang
+            self._runner.open_shards()
         return f"{socket.gethostname()}:{os.getpid()}", numerics(spec, self._runner.canary())
 
     def run(self, phase: "Phase", gang: "Gang", earlier: list[Any]) -> "GangReply":

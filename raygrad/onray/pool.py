@@ -28,6 +28,8 @@ from raygrad.runner import HostSpec, difference, refused
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 START_S = 120.0
 """How long there may be no host, or with elastic hosts fewer than the fewest, before the run stops."""
+FETCH_BYTES_PER_S = 5e6
+"""How slow an object store may be at giving a machine the shards; that much longer a start may take."""
 STARTS = 8
 """How many times in a row every place may fail to get a host that starts."""
 LOOK_S = 1.0
@@ -59,6 +61,7 @@ class Pool:
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
         self.odd_hosts: dict[str, str] = {}
         self._range, self._gpus, self._strict = hosts, gpus_per_host, strict
+        self._fetch_s = spec.fetch_bytes / FETCH_BYTES_PER_S
         self._group_room = cluster.group_room(gpus_per_host, cpus_per_host)
         self._actor_class = host_class(gpus_per_host, cpus_per_host)
         self._spec = ray.put(spec)
@@ -107,7 +110,7 @@ class Pool:
             self._short_s = None
         elif self._short_s is None:
             self._short_s = now
-        elif now - self._short_s > START_S and not wait(list(self.hellos), 0):
+        elif now - self._short_s > START_S + self._fetch_s and not wait(list(self.hellos), 0):
             raise Stopped(_too_few(fewest, len(self.ready)))
 
     def greet(self, ref: Any) -> None:

@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager
 
 import raygrad.run  # torch and all else, once
-from raygrad import storage
+from raygrad import remote, storage
 from raygrad.runs import load
 
 
@@ -30,9 +31,27 @@ def kill_inside_write(countdown: int) -> None:
     storage.Sink.write = write  # type: ignore[method-assign]
 
 
-def play(folder: str, at_write: int | None) -> None:
+def kill_at_request(countdown: int) -> None:
+    """The process dies when it is about to make its n-th request to an object store, or to begin one."""
+    plain = remote._requesting
+
+    def requesting(may_lack: bool = False) -> AbstractContextManager[None]:
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(may_lack)
+
+    remote._requesting = requesting
+
+
+def play(folder: str, at_write: int | None, at_request: int | None, cache: str | None) -> None:
+    if cache is not None:
+        os.environ[remote.CACHE_VARIABLE] = cache
     if at_write is not None:
         kill_inside_write(at_write)
+    if at_request is not None:
+        kill_at_request(at_request)
     run = load(folder)
     for _ in raygrad.run.play(run):
         pass
@@ -45,7 +64,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                play(job["run"], job.get("at_write"))
+                play(job["run"], job.get("at_write"), job.get("at_request"), job.get("cache"))
             except BaseException as e:
                 print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
                 os._exit(1)
