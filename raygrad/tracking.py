@@ -48,7 +48,11 @@ class TensorBoard:
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], done: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=done + 1,
+            filename_suffix=f".{done}",  # names go by the second
+        )
         if not done:
             rows = "\n".join(f"|{n}|{v}|" for n, v in settings.items())
             self._writer.add_text("settings", f"|setting|value|\n|---|---|\n{rows}", 0)
