@@ -7,8 +7,8 @@
 
 A commit uploads the files that are new, then writes commit.json, then removes the files that are no longer listed.
 Readers take what commit.json lists, with sizes and checksums, and nothing else. So a commit happens whole or not at
-all, whenever its writer dies and whatever the store does in between; and no writer, not even one that has lost its
-lease without knowing, can damage what is committed, because other contents have other names.
+all, whenever its writer dies and whatever the store does in between; and no writer can write over what is committed,
+because other contents have other names.
 
 The local folder is in the cache, at runs/<root>/<name>/<id>. It is played in and read as any run folder. Where it
 differs from what is committed, the store is right.
@@ -32,7 +32,7 @@ from typing import Any, Protocol
 
 from raygrad import remote, storage
 from raygrad.errors import BadInput, Stopped
-from raygrad.remote import Unreachable, Url, at_start
+from raygrad.remote import Patience, Unreachable, Url, at_start
 
 SCHEMA_VERSION = 1
 COMMIT, LEASE, FILES, REPORT = "commit.json", "lease.json", "files", "report.html"
@@ -109,15 +109,15 @@ class Commit:
         return commit
 
 
-def read_commit(url: Url) -> Commit:
+def read_commit(url: Url, patience: Patience = "short") -> Commit:
     """What is committed of a run. Raises FileNotFoundError, BadInput, Unreachable."""
-    return Commit.decoded(remote.read_json(url / COMMIT, patient=False), url)
+    return Commit.decoded(remote.read_json(url / COMMIT, patience), url)
 
 
 def is_run(url: Url) -> bool:
     """Whether a run is committed at this address. Raises Unreachable."""
     try:
-        remote.read(url / COMMIT, patient=False)
+        remote.read(url / COMMIT, patience="short")
     except FileNotFoundError:
         return False
     return True
@@ -235,8 +235,7 @@ class Mirror:
         there = before.keys
         new = [path for path, e in files.items() if e.text is None and e.key(path) not in there]
         remote.each(lambda path: remote.upload(self.folder / path, self.url / FILES / files[path].key(path)), new)
-        self._check_ours()
-        remote.write(self.url / COMMIT, commit.encoded())
+        remote.again(lambda: self._put(commit))
         self._committed = commit
         self._unneeded |= there
         self.tidy()
@@ -251,7 +250,7 @@ class Mirror:
                 self._unneeded |= set(remote.children(self.url / FILES))
             self._unneeded -= self._committed.keys
             for key in sorted(self._unneeded):
-                remote.remove(self.url / FILES / key, patient=False)
+                remote.remove(self.url / FILES / key, patience="short")
                 self._unneeded.discard(key)
 
     def _entry(self, path: str) -> Entry:
@@ -268,16 +267,19 @@ class Mirror:
             seen = self._seen[path] = (signature, entry)
         return seen[1]
 
-    def _check_ours(self) -> None:
-        """Refuse to write over what another driver committed. Raises Stopped."""
+    def _put(self, commit: Commit) -> None:
+        """Look whether the run is still ours, and commit. Nothing is tried again in between: that would take time."""
         if self._lease is not None:
             self._lease.check()
         try:
-            found = read_commit(self.url)
+            found = read_commit(self.url, "none")
         except FileNotFoundError:
             found = Commit()
+        if found == commit:  # it arrived, only the answer was lost
+            return
         if (found.number, found.writer) != (self._committed.number, self._committed.writer):
             raise Stopped(f"{self.url} was continued by another driver meanwhile; this one stops, nothing is torn")
+        remote.write(self.url / COMMIT, commit.encoded(), "none")
 
 
 def publish(url: Url, folder: Path) -> None:
@@ -334,8 +336,9 @@ class Lease:
     """Says in the store who writes a run; renewed by a thread as long as its process lives.
 
     An object store has no locks. Two drivers that take a lease in the same moment may both believe that they have it,
-    until the first of them commits; and between a driver's last look and its commit another one may commit. Then one of
-    the two commits stands, whole, and the other driver stops at its next.
+    until the first of them commits: the other one then stops at its next commit. Before a commit the lease is renewed,
+    so that nobody else takes it within the request; only a process that stands still for a minute between the two
+    requests can write over what another one committed meanwhile, and may list files that are removed by then.
     """
 
     def __init__(self, url: Url) -> None:
@@ -358,14 +361,15 @@ class Lease:
             thread.join()
             with suppress(Unreachable):
                 if (found := self._read()) is not None and found["token"] == self.token:
-                    remote.remove(self._url, patient=False)
+                    remote.remove(self._url, patience="short")
 
     def check(self) -> None:
-        """Raises Stopped if another driver has taken it."""
-        found = self._read(patient=True)
+        """Renew it, so that it is ours for the next minute. Raises Stopped if another driver has taken it."""
+        found = self._read("none")
         if found is None or found["token"] != self.token:
             by = f" by {found['who']}" if found else ""
             raise Stopped(f"{self._run} was taken over{by}; this driver stops, nothing is torn")
+        self._write("none")
 
     def _await_free(self, say: Say) -> None:
         first = found = self._read()
@@ -386,21 +390,21 @@ class Lease:
             sleep(min(LOOK_S, max(0.0, until - monotonic())))
             found = self._read()
 
-    def _read(self, patient: bool = False) -> dict[str, Any] | None:
+    def _read(self, patience: Patience = "short") -> dict[str, Any] | None:
         try:
-            found = remote.read_json(self._url, patient)
+            found = remote.read_json(self._url, patience)
         except (FileNotFoundError, BadInput):
             return None
         return found if {"token", "who", "machine", "process"} <= found.keys() else None
 
-    def _write(self) -> None:
+    def _write(self, patience: Patience = "short") -> None:
         self._renewals += 1
         record = {
             "schema_version": SCHEMA_VERSION, "token": self.token, "renewals": self._renewals,
             "who": f"process {os.getpid()} on {socket.gethostname()}", "machine": self._machine, "process": os.getpid(),
             "renewed": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        remote.write(self._url, json.dumps(record, indent=1).encode(), patient=False)
+        remote.write(self._url, json.dumps(record, indent=1).encode(), patience)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from raygrad import storage
@@ -47,6 +47,8 @@ _CODE = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _NOISE = re.compile(r"\s*\(Request ID:[^)]*\)|\.? Detail: \[errno.*", re.DOTALL)
 
 T = TypeVar("T")
+Patience = Literal["long", "short", "none"]
+"""How often a request that fails is made again: as in a run, as where nothing has begun, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,13 @@ def cache_folder(*names: str) -> Path:
 
 
 class Unreachable(Stopped):
-    """An object store did not do what was asked. `what` says so without advice."""
+    """An object store did not do what was asked. `what` says so without advice; `passes` is whether it may pass."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, passes: bool = False) -> None:
         super().__init__(
             f"storage lost: {what}; the run is resumable: when the storage is back, continue it with `raygrad resume`"
         )
-        self.what = what
+        self.what, self.passes = what, passes
 
 
 class _Failed(Exception):
@@ -190,9 +192,10 @@ def _requesting(may_lack: bool = False) -> Iterator[None]:
         raise _Failed from e
 
 
-def _tried(url: Url, doing: str, act: Callable[[], T], patient: bool) -> T:
+def _tried(url: Url, doing: str, act: Callable[[], T], patience: Patience) -> T:
     """`act()`, again and again if a request fails in a way that may pass. Raises Unreachable."""
-    delays, began = DELAYS_S if patient else SHORT_DELAYS_S, time.monotonic()
+    delays = {"long": DELAYS_S, "short": SHORT_DELAYS_S, "none": ()}[patience]
+    began = time.monotonic()
     for number, delay in enumerate((*delays, None), 1):
         try:
             return act()
@@ -201,8 +204,26 @@ def _tried(url: Url, doing: str, act: Callable[[], T], patient: bool) -> T:
             if not passes:
                 raise Unreachable(f"{url} cannot be {doing}: {why}") from e
             if delay is None:
-                tries = f"{number} attempts in {time.monotonic() - began:.0f} s"
-                raise Unreachable(f"{url} cannot be {doing}: {why} ({tries})") from e
+                tries = f" ({number} attempts in {time.monotonic() - began:.0f} s)" if delays else ""
+                raise Unreachable(f"{url} cannot be {doing}: {why}{tries}", passes=True) from e
+        time.sleep(delay)
+    raise AssertionError
+
+
+def again(act: Callable[[], T]) -> T:
+    """`act()`, which makes several requests without patience, again from its beginning while the store may come back.
+
+    Raises Unreachable.
+    """
+    began = time.monotonic()
+    for number, delay in enumerate((*DELAYS_S, None), 1):
+        try:
+            return act()
+        except Unreachable as e:
+            if not e.passes:
+                raise
+            if delay is None:
+                raise Unreachable(f"{e.what} ({number} attempts in {time.monotonic() - began:.0f} s)", True) from e
         time.sleep(delay)
     raise AssertionError
 
@@ -263,23 +284,23 @@ def _connected(scheme: str, bucket: str, query: str, endpoint: str | None) -> "F
         return fs.S3FileSystem(**settings)
 
 
-def read(url: Url, patient: bool = True) -> bytes:
+def read(url: Url, patience: Patience = "long") -> bytes:
     """An object's content. Raises FileNotFoundError, Unreachable."""
 
     def act() -> bytes:
         with _requesting(may_lack=True), filesystem(url).open_input_stream(url.path, compression=None) as source:
             return source.read()
 
-    return _tried(url, "read", act, patient)
+    return _tried(url, "read", act, patience)
 
 
-def read_json(url: Url, patient: bool = True) -> dict[str, Any]:
+def read_json(url: Url, patience: Patience = "long") -> dict[str, Any]:
     """The JSON object in an object that may be written over meanwhile. Raises FileNotFoundError, BadInput, Unreachable.
 
     Its length is asked for before its content: what comes may be the beginning of a newer one, which is no JSON.
     """
     for delay in (*SHORT_DELAYS_S, None):
-        data = read(url, patient)
+        data = read(url, patience)
         try:
             value = json.loads(data)
         except ValueError as e:
@@ -293,7 +314,7 @@ def read_json(url: Url, patient: bool = True) -> dict[str, Any]:
     raise AssertionError
 
 
-def write(url: Url, data: bytes, patient: bool = True) -> None:
+def write(url: Url, data: bytes, patience: Patience = "long") -> None:
     """Write an object: whole or not at all. Raises Unreachable."""
 
     def act() -> None:
@@ -302,7 +323,7 @@ def write(url: Url, data: bytes, patient: bool = True) -> None:
             sink.write(data)
             sink.close()
 
-    _tried(url, "written", act, patient)
+    _tried(url, "written", act, patience)
 
 
 def upload(path: Path, url: Url) -> None:
@@ -321,7 +342,7 @@ def upload(path: Path, url: Url) -> None:
             with _requesting():
                 sink.close()
 
-    _tried(url, "written", act, patient=True)
+    _tried(url, "written", act, patience="long")
 
 
 def download(url: Url, path: Path) -> str:
@@ -344,10 +365,10 @@ def download(url: Url, path: Path) -> str:
 
     with storage.run_storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return _tried(url, "read", act, patient=True)
+    return _tried(url, "read", act, patience="long")
 
 
-def remove(url: Url, patient: bool = True) -> None:
+def remove(url: Url, patience: Patience = "long") -> None:
     """Remove an object that may be gone already. Raises Unreachable."""
 
     def act() -> None:
@@ -357,7 +378,7 @@ def remove(url: Url, patient: bool = True) -> None:
         except FileNotFoundError:
             return
 
-    _tried(url, "removed", act, patient)
+    _tried(url, "removed", act, patience)
 
 
 def remove_all(url: Url) -> None:
@@ -370,7 +391,7 @@ def remove_all(url: Url) -> None:
         except FileNotFoundError:
             return
 
-    _tried(url, "removed", act, patient=False)
+    _tried(url, "removed", act, patience="short")
 
 
 def children(url: Url) -> dict[str, int | None]:
@@ -383,13 +404,13 @@ def children(url: Url) -> dict[str, int | None]:
         pairs = ((f.base_name, None if f.type == fs.FileType.Directory else f.size) for f in found)
         return dict(sorted(pairs, key=lambda pair: pair[0]))
 
-    return _tried(url, "listed", act, patient=False)
+    return _tried(url, "listed", act, patience="short")
 
 
 def age_s(url: Url) -> float:
     """How many seconds ago an object was written, by the store's own clock. Raises FileNotFoundError, Unreachable."""
     now = url.parent / f".now-{uuid.uuid4().hex}"
-    write(now, b"", patient=False)
+    write(now, b"", patience="short")
 
     def act() -> float:
         with _requesting():
@@ -399,9 +420,9 @@ def age_s(url: Url) -> float:
         return (new.mtime_ns - old.mtime_ns) / 1e9
 
     try:
-        return _tried(url, "read", act, patient=False)
+        return _tried(url, "read", act, patience="short")
     finally:
-        remove(now, patient=False)
+        remove(now, patience="short")
 
 
 def each(act: Callable[[T], object], items: Iterable[T]) -> None:
@@ -420,7 +441,7 @@ def check_writable(url: Url) -> None:
     """Refuse a place where nothing can be written or removed, by trying it. Raises BadInput."""
     probe = url / f".raygrad-probe-{socket.gethostname()}-{uuid.uuid4().hex}"
     try:
-        write(probe, b"", patient=False)
-        remove(probe, patient=False)
+        write(probe, b"", patience="short")
+        remove(probe, patience="short")
     except Unreachable as e:
         raise BadInput(e.what.replace(str(probe), str(url))) from e

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +143,7 @@ def test_a_checkpoint_costs_few_requests(store: ObjectStore, here: Where) -> Non
     at = []
     for _ in play(run):
         at.append(len(store.requests))
-    assert at[2] - at[1] <= 25
+    assert at[1] - at[0] <= 20 and at[2] - at[1] <= 20
     assert not [r for r in store.requests if r.startswith("GET") and r.endswith(f"/{BUCKET}")][2:]  # hardly any lists
 
 
@@ -153,7 +152,7 @@ def test_a_checkpoint_costs_few_requests(store: ObjectStore, here: Where) -> Non
 
 @pytest.mark.parametrize("answer", ["busy", "applied"])
 def test_requests_that_fail_are_made_again(store: ObjectStore, here: Where, digest: str, answer: Answer) -> None:
-    store.fail = lambda number, request: answer if number % 6 == 0 else None
+    store.fail = lambda number, request: answer if number % 7 == 0 else None
     list(raygrad.rounds(EXPERIMENT, here, run_root=store.url("runs"), name="a"))
     assert load("a", store.url("runs")).digest() == digest
     assert len(store.requests) > 60
@@ -222,19 +221,18 @@ def test_the_driver_is_killed_again_and_again(
     """With -9, at seeded requests and moments, each time on another machine."""
     lab, draw = Lab(), random.Random(5)
     try:
-        for number in range(3):
-            run = create(EXPERIMENT, here, run_root=store.url("runs"), name=f"killed-{number}")
-            began, killed = time.perf_counter(), 0
-            for attempt in range(12):
-                job: dict[str, float | str] = {"cache": str(tmp_path / f"{number}-{attempt}")}
-                if attempt < 5:
-                    job |= {"at_request": draw.randrange(8, 60)} if attempt % 2 else {"after_s": draw.uniform(0.2, 1.0)}
-                answer = lab.play(run.at, **job)  # pyright: ignore[reportArgumentType]
-                killed += bool(answer["killed"])
-                if answer["ok"]:
-                    break
-            assert answer["ok"] and (killed or number), f"{time.perf_counter() - began:.0f} s"
-            assert load(str(run.at)).digest() == digest
+        run = create(EXPERIMENT, here, run_root=store.url("runs"), name="a")
+        killed = 0
+        for attempt in range(9):
+            job: dict[str, float | str] = {"cache": str(tmp_path / f"{attempt}")}
+            if attempt < 5:
+                job |= {"at_request": draw.randrange(8, 60)} if attempt % 2 else {"after_s": draw.uniform(0.2, 1.0)}
+            answer = lab.play(run.at, **job)  # pyright: ignore[reportArgumentType]
+            killed += bool(answer["killed"])
+            if answer["ok"]:
+                break
+        assert answer["ok"] and killed
+        assert load(str(run.at)).digest() == digest
     finally:
         lab.close()
 
@@ -560,7 +558,7 @@ def test_the_store_is_lost_in_the_middle_of_a_run(
     root = store.url("runs")
     assert cli.run(["run", "digits", *settings, *words, "--run-root", root]) == 75
     error = capsys.readouterr().err
-    assert re.search(r"commit\.json\S* cannot be written: .*SlowDown.*\(7 attempts in", error)
+    assert re.search(r"\.json\S* cannot be (read|written): .*(SLOW_DOWN|503).*\(7 attempts in", error)
     (line,) = re.findall(r"continue it with `raygrad resume '(s3://[^']+)'`", error)
     store.fail = lambda number, request: None
     assert cli.run(["resume", line, *words]) == 0

@@ -111,7 +111,7 @@ def _copied(url: Url) -> Shards | None:
         try:
             with storage.run_storage(temporary):
                 temporary.mkdir()
-            meta = remote.read(url / META, patient=False)
+            meta = remote.read(url / META, patience="short")
             files = {str(name): str(f["sha256"]) for name, f in json.loads(meta)["files"].items()}
             if any("/" in name or name.startswith(".") for name in files):
                 return None
