@@ -1,5 +1,6 @@
 """How commands print: text that fits a terminal there, and plain aligned text in a pipe."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,10 +77,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be said from the current folder."""
+    """A path as short as it can be said from the current folder; inside of a Ray job, whose folder goes, the whole."""
     here = Path.cwd()
     resolved = path.resolve()
-    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(resolved)
+    short = resolved.is_relative_to(here) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
+    return str(resolved.relative_to(here)) if short else str(resolved)
 
 
 def run_name(folder: Path, run_root: Path) -> str:
