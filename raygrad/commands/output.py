@@ -78,10 +78,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def shown(path: Path) -> str:
     """A path as short as it can be said from the current folder; inside of a Ray job, whose folder goes, the whole."""
-    here = Path.cwd()
     resolved = path.resolve()
-    short = resolved.is_relative_to(here) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
-    return str(resolved.relative_to(here)) if short else str(resolved)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return str(resolved)
+    here = Path.cwd()
+    return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(resolved)
 
 
 def run_name(folder: Path, run_root: Path) -> str:

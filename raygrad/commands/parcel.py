@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,10 @@ def pack(
         words = renamed(name, command, words, recipe, record.name)
     elif recipe.endswith(".py"):
         words = renamed(name, command, words, recipe, Path(recipe).name)
-    return Parcel(list(words), any(folder.iterdir()))
+    full = any(folder.iterdir())
+    if full:  # Ray unpacks equal folders to one place, and under the feet of a job that runs there
+        (folder / ".job").write_text(uuid.uuid4().hex)
+    return Parcel(list(words), full)
 
 
 def renamed(name: str, command: Command, words: Sequence[str], recipe: str, new: str) -> list[str]:

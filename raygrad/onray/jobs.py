@@ -125,6 +125,9 @@ class Jobs:
     def follow(self, id: str) -> Iterator[str]:
         """What the job prints, as it comes, until it has ended. Raises JobLost if the cluster stays away."""
         shown, away_s = 0, None
+        if self.job(id).over:
+            yield self.log(id)
+            return
         while True:
             passed = 0
             try:
