@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from raygrad.commands import benchmark, check, output, results, show, sweeps, traces, train
+from raygrad.commands import benchmark, check, doctor, jobs, output, results, show, sweeps, traces, train
 from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
 _ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
@@ -35,6 +35,8 @@ app.command("run", rich_help_panel="Train")(train.run)
 app.command("resume", rich_help_panel="Train")(train.resume)
 app.command("fork", rich_help_panel="Train")(train.fork)
 app.command("sweep", rich_help_panel="Train")(sweeps.sweep)
+app.add_typer(jobs.app, name="job", rich_help_panel="On a cluster")
+app.command("doctor", rich_help_panel="On a cluster")(doctor.doctor)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("export", rich_help_panel="Results")(results.export)
 app.command("digest", rich_help_panel="Results")(results.digest)

@@ -6,8 +6,10 @@ EXIT_CODES = {
     2: "bad input, found before any work started",
     3: "diverged: a loss, an update or the model became NaN or infinite",
     4: "fewer clients answered than the quorum asks for",
+    69: "a job was lost: its driver or node died, or its cluster no longer answers",
     75: "stopped, or storage was lost; the run can be resumed",
     130: "interrupted by Ctrl-C; the run can be resumed",
+    143: "a job was stopped and is not known to have left a checkpoint",
 }
 
 
@@ -65,6 +67,12 @@ class Stopped(RaygradError):
     """The run had to stop and can be resumed."""
 
     exit_code = 75
+
+
+class JobLost(RaygradError):
+    """A submitted job ended without an exit code, or it is not known how it goes on."""
+
+    exit_code = 69
 
 
 class RaygradWarning(UserWarning):

@@ -81,6 +81,17 @@ def _remote_runs(at: Url) -> list[Url]:
     return [at / name for name in _names_in(at) if mirror.is_run(at / name)]
 
 
+def newest(name: str, run_root: str | Path) -> Path | Url | None:
+    """Where the newest run of a name is; None if there is none."""
+    root = location(run_root)
+    if isinstance(root, Url):
+        with remote.at_start():
+            return next(
+                (root / name / id for id in reversed(_names_in(root / name)) if mirror.is_run(root / name / id)), None
+            )
+    return next((r for r in reversed(_local_runs(root)) if r.parent.name == name), None)
+
+
 def find_run(reference: str, run_root: str | Path | Url) -> Path:
     """The folder that RUN means: a path, `name/id`, or `name` (its newest run); or the address of one of these.
 

@@ -7,9 +7,10 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from raygrad import config
 from raygrad.algorithms import ALGORITHMS
@@ -24,6 +25,9 @@ from raygrad.naming import unknown
 from raygrad.recipes import RECIPES
 from raygrad.remote import Url, location
 from raygrad.stragglers import Policy
+
+if TYPE_CHECKING:
+    from raygrad.runs import LoadedRun
 
 Given = Mapping[str, str | int | float | Path | None]
 """Options by field name; None where the user gave none."""
@@ -130,7 +134,7 @@ def load_recipe(path: Path) -> Experiment:
 
     Raises BadInput, naming the line, for whatever goes wrong in it.
     """
-    module = _imported(path)
+    module = imported(path)
     make = getattr(module, "recipe", None)
     if not callable(make):
         raise BadInput(f"{path} defines no recipe(): write `def recipe() -> Experiment:` in it")
@@ -146,7 +150,8 @@ def load_recipe(path: Path) -> Experiment:
     return Experiment.from_json(json.loads(config.canonical(experiment.to_json())))
 
 
-def _imported(path: Path) -> ModuleType:
+def imported(path: Path) -> ModuleType:
+    """The module in a recipe file. Raises BadInput, naming the line, for whatever goes wrong in it."""
     if not path.is_file():
         raise BadInput(f"{path} is missing: expected a Python file that defines recipe()")
     path, name = path.resolve(), path.stem
@@ -222,6 +227,10 @@ def check_reachable(where: Where, run_root: str | Path) -> None:
     if isinstance(folder, Path):
         _check_folder(folder)
     if where.on == "ray":
+        if where.address or os.environ.get("RAY_ADDRESS"):
+            from raygrad.onray import tokens
+
+            tokens.use_by_default()
         from raygrad.onray.cluster import check
 
         check(where)
@@ -234,6 +243,60 @@ def _check_folder(run_root: Path) -> None:
         raise BadInput(f"the run root {run_root} cannot be made: {e.strerror}; choose another --run-root") from e
     if not os.access(run_root, os.R_OK | os.W_OK | os.X_OK):
         raise BadInput(f"the run root {run_root} cannot be read and written; choose another --run-root")
+
+
+def check_lasting(run_root: Path | str) -> None:
+    """Refuse a relative run root inside the folder that Ray unpacks for a job, and removes after it."""
+    text = str(run_root)
+    if "working_dir_files" in Path.cwd().parts and not (text.startswith("/") or ":/" in text):
+        raise BadInput(
+            f"--run-root {text} lies in the job's own folder, which Ray removes after it; name one that stays, such as "
+            f"--run-root /shared/{text} or s3://BUCKET/{text}"
+        )
+
+
+def continued(chosen: Chosen, where: Where, run_root: str | Path, name: str) -> "LoadedRun | None":
+    """The newest run called `name`, to be continued as `chosen` says; None if there is none yet.
+
+    Raises BadInput, naming the first difference, if it is another experiment than `chosen`. As on every resume the
+    number of rounds and what happens to failing clients may change.
+    """
+    from raygrad import run as engine
+    from raygrad.plan import make_plan
+    from raygrad.runs import load, newest
+
+    found = newest(name, run_root)
+    if found is None:
+        return None
+    there = load(str(found))
+    (_, first), *_ = chosen.experiment.stages()
+    asked = make_plan(first, where, engine.shard_root(where, there.at)).experiment
+    asked = replace(asked, rounds=chosen.experiment.rounds, changes=chosen.experiment.changes)
+    if asked.hash != there.experiment.hash:
+        field, before, now = first_difference(there.experiment.to_json(), asked.to_json())
+        raise BadInput(
+            f"{there.at} was started with {field}={before}, and this asks for {now}; "
+            "choose another --name, or leave --resume out to start anew"
+        )
+    if asked.rounds != there.experiment.rounds:
+        there = engine.extend(there, asked.rounds)
+    return replace(there, where=where, experiment=replace(there.experiment, failures=asked.failures))
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, object, object]:
+    """The first setting in which two experiments differ that may not be continued as each other, and its values."""
+    free = ("rounds", "failures", "init")
+    for field in [*now, *(f for f in before if f not in now)]:
+        a, b = before.get(field), now.get(field)
+        if a == b or field in free:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            if a.get("kind") != b.get("kind"):
+                return field, a.get("kind"), b.get("kind")
+            inner, x, y = first_difference(a, b)
+            return f"{field}.{inner}", x, y
+        return field, a, b
+    raise AssertionError("the two do not differ")
 
 
 def algorithm_note(experiment: Experiment) -> str:

@@ -1,5 +1,6 @@
 """How commands print: text that fits a terminal there, and plain aligned text in a pipe."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,11 +79,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def shown(path: Path | Url) -> str:
-    """A path as short as it can be said from the current folder; an address as a shell takes it."""
+    """A path as short as it can be said from the current folder; inside of a Ray job, whose folder goes, the whole; an
+    address as a shell takes it.
+    """
     if isinstance(path, Url):
         return shlex.quote(str(path))
-    here = Path.cwd()
     resolved = path.resolve()
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return str(resolved)
+    here = Path.cwd()
     return str(resolved.relative_to(here)) if resolved.is_relative_to(here) else str(resolved)
 
 

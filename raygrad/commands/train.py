@@ -2,9 +2,10 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,12 +15,23 @@ from raygrad.hosts import HostRange
 from raygrad.interrupts import leaving_at_once
 
 if TYPE_CHECKING:
-    from raygrad.experiment import Where
+    from raygrad.experiment import Experiment, Where
     from raygrad.onray.start import EarlyStart
     from raygrad.progress import Display
     from raygrad.runs import LoadedRun
 
 ALIAS = "Short for --set"
+SHORT = {
+    "rounds": "rounds",
+    "seed": "seed",
+    "alpha": "algorithm.lr",
+    "beta": "algorithm.beta",
+    "k": "local.steps",
+    "init": "init",
+}
+"""Options of `raygrad run` that set a field."""
+PLACE = ("on", "hosts", "address", "gpus_per_host", "device", "numerics", "data_root", "shard_root", "track")
+"""Options that say where it runs."""
 
 
 class Interrupted(RaygradError):
@@ -66,6 +78,13 @@ def run(
         ),
     ] = None,
     track: options.Track = None,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the newest run of this name if there is one, else start it.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     quiet: options.Quiet = False,
     no_report: options.NoReport = False,
 ) -> None:  # fmt: skip
@@ -87,6 +106,7 @@ def run(
       raygrad run mnist-het --data-root DIR --hosts 4
       raygrad run runs/digits/ID/experiment.json      repeat a run, bit for bit
       raygrad run my_recipe.py                        it defines recipe()
+      raygrad run digits --name a --resume            start a, or go on with it
 
     A recipe file is imported by its name, with its folder on Python's path; be in
     that folder to resume such a run or to repeat its experiment.json.
@@ -119,17 +139,25 @@ def run(
                 "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
             }
         )  # fmt: skip
+        experiments.check_lasting(run_root)
         experiments.check_reachable(where, run_root)
         with display(quiet) as screen:
             screen.waiting("preparing the data")
-            made = engine.create(chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say)
-            screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.at)}")
+            found = experiments.continued(chosen, where, run_root, name or chosen.name) if go_on else None
+            made = found or engine.create(
+                chosen.experiment, where, run_root=run_root, name=name or chosen.name, say=screen.say
+            )
+            done = f", continued after round {_saved_round(made)}" if found is not None else ""
+            screen.say(f"{experiments.algorithm_note(made.experiment)}{done} → {output.shown(made.at)}")
             until_played.close()
             try:
-                _play(made, run_root, screen, early)
+                played = _play(made, run_root, screen, early)
             except BadInput:
-                engine.discard_unplayed(made)
+                if found is None:
+                    engine.discard_unplayed(made)
                 raise
+    if not played:
+        _say_finished(made, run_root, quiet)
     _finish(made, run_root, quiet, report=not no_report)
 
 
@@ -192,9 +220,8 @@ def resume(
     loaded = replace(loaded, where=where)
     with display(quiet) as screen:
         played = _play(loaded, run_root, screen)
-    if not played and not quiet:
-        done = f"{output.run_name(loaded.at, run_root)} is finished: {loaded.experiment.rounds} rounds"
-        output.line(f"{done}, nothing left to do; --rounds extends it")
+    if not played:
+        _say_finished(loaded, run_root, quiet)
     _finish(loaded, run_root, quiet, report=not no_report)
 
 
@@ -260,9 +287,28 @@ def fork(
         loaded, settings, run_root=run_root, name=name or loaded.name, where=where, rounds=rounds, round=at
     )
     with display(quiet) as screen:
-        screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
+        screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.at)}")
         _play(made, run_root, screen)
     _finish(made, run_root, quiet, report=not no_report)
+
+
+def check(params: Mapping[str, Any]) -> "Experiment":
+    """The experiment that the options of `raygrad run` ask for. Raises BadInput for what can be known without data."""
+    from raygrad.commands import experiments
+
+    chosen = experiments.choose(
+        params["recipe"], params["settings"] or (), {path: params[n] for n, path in SHORT.items()}
+    )
+    if params["address"]:
+        raise BadInput("a job joins the Ray that runs it; --address before or after the recipe is the dashboard's")
+    experiments.place({n: params[n] for n in PLACE})
+    return chosen.experiment
+
+
+def _say_finished(run: "LoadedRun", run_root: str, quiet: bool) -> None:
+    if not quiet:
+        done = f"{output.run_name(run.at, run_root)} is finished: {run.experiment.rounds} rounds"
+        output.line(f"{done}, nothing left to do; --rounds extends it")
 
 
 HOSTS = 2
@@ -318,7 +364,8 @@ def _play(run: "LoadedRun", run_root: str, screen: "Display", early: "EarlyStart
 def _starting(where: "Where") -> str:
     if where.on == "local":
         return "starting in this process"
-    ray = f"the Ray at {where.address}" if where.address else "a local Ray"
+    address = where.address or os.environ.get("RAY_ADDRESS")
+    ray = f"the Ray at {address}" if address else "a local Ray"
     if where.hosts == "auto":
         return f"starting hosts on {ray}"
     return f"starting {where.hosts} host{'s' if where.host_range.most != 1 else ''} on {ray}"

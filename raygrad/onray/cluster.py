@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,12 +9,11 @@ import ray
 
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
+from raygrad.onray import contact
 from raygrad.onray.start import start_ray
 
 HOSTS_PER_CORE = 16
 """How many hosts a Ray that is started here may have per core of this machine."""
-CONNECT_S = 5.0
-"""How long an address may take to answer."""
 TINY = 1e-9
 """Ray counts in steps of 0.0001."""
 
@@ -32,6 +30,8 @@ def connected(where: Where) -> Iterator[bool]:
         yield False
         return
     address = check(where)
+    if address == "auto":
+        contact.check_cluster(contact.cluster_here())
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -64,12 +64,9 @@ def check(where: Where) -> str | None:
     if address == "auto":
         return address
     host, colon, port = address.rpartition(":")
-    if "://" in address or not (colon and port.isdigit()):
+    if "://" in address or not (host and colon and port.isdigit()):
         raise BadInput(f'address {address!r} is neither auto nor HOST:PORT; "" starts a Ray here')
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except (OSError, OverflowError) as e:
-        raise BadInput(f'no Ray answers at {address} ({e}); check --address ("" starts a Ray here)') from e
+    contact.check_cluster(address)
     return address
 
 

@@ -347,7 +347,7 @@ def test_each_way_takes_at_most_ten_commands(files: Files) -> None:
     assert {title: len(c) for title, c in found.items() if len(c) > 10} == {}
     for title, commands in found.items():
         whole = "\n".join(commands) + (files.texts["kuberay/job.yaml"] if title == "Kubernetes" else "")
-        assert "sweep" in whole and "--runs" in whole, title
+        assert "sweep" in whole and "--run-root" in whole, title
         assert "&&" not in whole, title  # two commands are not one
     down = re.findall(r"^## (.+?)\n.*?^.*?Down:", files.texts["README.md"], re.M | re.S)
     assert len(re.findall("Down:", files.texts["README.md"])) == len(found) == len(down)
