@@ -30,6 +30,10 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 _SETTINGS = 4
 
 
+class _Nobody(BadInput):
+    """Nobody answers as a dashboard does."""
+
+
 # --- where drivers join ---------------------------------------------------------------------------------------------
 
 
@@ -129,7 +133,7 @@ def dashboard(address: str | None) -> str:
         if address == os.environ.get("RAY_ADDRESS"):  # inside of a job, and where drivers join by it
             return _dashboard_of(address)
         return f"http://{address}"
-    with suppress(BadInput):
+    with suppress(_Nobody):
         check_dashboard(DASHBOARD, quick=True)
         return DASHBOARD
     try:
@@ -158,7 +162,7 @@ def check_dashboard(url: str, quick: bool = False) -> str | None:
     found = _get(url, "/api/version")
     theirs = found.get("ray_version")
     if not isinstance(theirs, str):
-        raise BadInput(f"no Ray's dashboard answers at {url}; jobs go to http://HOST:8265")
+        raise _Nobody(f"no Ray's dashboard answers at {url}; jobs go to http://HOST:8265")
     if quick:
         return None
     if theirs != ray.__version__:
@@ -187,10 +191,10 @@ def _get(url: str, path: str) -> Mapping[str, Any]:
             raise BadInput(tokens.missing(f"the Ray at {url}")) from None
         if e.code == 403:
             raise BadInput(tokens.wrong(f"the Ray at {url}")) from None
-        raise BadInput(f"no Ray's dashboard answers at {url} (HTTP {e.code}); jobs go to http://HOST:8265") from e
+        raise _Nobody(f"no Ray's dashboard answers at {url} (HTTP {e.code}); jobs go to http://HOST:8265") from e
     except (OSError, HTTPException, ValueError) as e:
         why = e.reason if isinstance(e, URLError) else e
-        raise BadInput(
+        raise _Nobody(
             f"no Ray's dashboard answers at {url} ({why}); check --address, and that the tunnel to it is open"
         ) from e
     return found if isinstance(found, Mapping) else {}

@@ -6,6 +6,7 @@ python tests/onray/jobs_on_cluster.py FOLDER, with a private HOME, RAY_TMPDIR, R
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,19 @@ def say_elsewhere(*words: str, **environment: str) -> dict[str, Any]:
     return {
         "code": done.returncode, "out": done.stdout, "err": done.stderr, "seconds": time.monotonic() - began,
     }  # fmt: skip
+
+
+def say_and_interrupt(*words: str) -> dict[str, Any]:
+    """The same with Ctrl-C after the first line."""
+    client = subprocess.Popen(
+        [sys.executable, "-m", "raygrad", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert client.stdout is not None
+    client.stdout.readline()
+    time.sleep(0.3)
+    client.send_signal(signal.SIGINT)
+    out, err = client.communicate(timeout=PATIENCE_S)
+    return {"code": client.returncode, "out": out, "err": err}
 
 
 def job_in(said: dict[str, Any]) -> str:
@@ -97,6 +111,8 @@ def main(folder: Path) -> None:
     end = time.monotonic() + PATIENCE_S
     while "round 20 of" not in jobs.log(long_one) and time.monotonic() < end:
         time.sleep(0.1)
+    found["left"] = say_and_interrupt("job", "logs", long_one, "--follow", *at)
+    found["after_ctrl_c"] = jobs.job(long_one).status
     found["stop"] = say("job", "stop", long_one, *at)
     found["stopped"] = say("job", "logs", long_one, "--follow", *at)
     found["diverged"] = say("job", "logs", job_in(found["diverging"]), "--follow", *at)

@@ -65,6 +65,14 @@ def test_a_stopped_job_goes_on_with_the_same_bits(found: dict[str, Any]) -> None
     assert "has ended before: STOPPED" in found["again"]["out"]
 
 
+def test_ctrl_c_leaves_the_job_running(found: dict[str, Any]) -> None:
+    left = found["left"]
+    assert left["code"] == 130
+    first, log, stop = left["err"].strip().splitlines()
+    assert first.endswith(" goes on") and "--follow --address http://" in log and "raygrad job stop" in stop
+    assert found["after_ctrl_c"] == "RUNNING"
+
+
 def test_a_run_is_not_continued_with_other_settings(found: dict[str, Any]) -> None:
     assert "was started with algorithm.beta=0.1, and this asks for 0.3" in one_sentence(found["differs"])
 
