@@ -16,9 +16,10 @@ import numpy as np
 
 from raygrad import html, pictures
 from raygrad.report import leaf
-from raygrad.space import Range
-from raygrad.sweep import SHOWN, LoadedSweep, Row, best_settings
+from raygrad.space import SHOWN, Range
+from raygrad.sweep import LoadedSweep, best_settings
 from raygrad.trial import evaluations
+from raygrad.trials import Row
 
 ALPHA, BETA, K = "algorithm.lr", "algorithm.beta", "local.steps"
 REFERENCE = "fedavg"

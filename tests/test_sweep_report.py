@@ -14,7 +14,8 @@ from raygrad import sweep_report
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.experiment import Where
 from raygrad.run import create, play
-from raygrad.sweep import COLUMNS, LoadedSweep, Sweep
+from raygrad.sweep import LoadedSweep, Sweep
+from raygrad.trials import COLUMNS
 from raygrad.verify import problem
 
 SPACE = {"algorithm": "fedga,fedavg", "alpha": "loguniform(0.01,0.5)", "beta": "uniform(0,0.4)", "K": "1,5"}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from raygrad.commands import options, output
-from raygrad.errors import BadInput, RaygradError, Stopped
+from raygrad.commands.train import Interrupted
+from raygrad.errors import BadInput, Stopped
 
 if TYPE_CHECKING:
     from raygrad.commands.experiments import Chosen
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 
 SPACE, SEARCH = "Search space", "Search"
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
-class Interrupted(RaygradError):
-    """Ctrl-C."""
-
-    exit_code = 130
 
 
 def sweep(

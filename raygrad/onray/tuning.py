@@ -6,8 +6,10 @@ that Tune writes (pickles, in the sweep's folder `tune`) are never read. A sweep
 experiment of what is left, and tells its scheduler and its search what the trials before it have reported.
 """
 
+import json
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +45,7 @@ REDUCTION = 3
 """ASHA and HyperBand keep one trial in so many."""
 RUNGS = 3
 """So many times ASHA compares before the budget is spent."""
+_OWN_TYPE = re.compile(r"node_[0-9a-f]{56}")
 LINE_S = 30.0
 """At least so often a line says how far the sweep is."""
 
@@ -259,12 +262,18 @@ def _check_fits(s: Sweep, where: Where) -> None:
 
 
 def may_grow() -> bool:
-    """Whether the cluster that we are in has an autoscaler."""
+    """Whether the cluster that we are in may have an autoscaler that can add nodes.
+
+    Ray has no question for that. The first autoscaler, where it only watches its nodes, makes each a type of its own,
+    `node_` and its id. The second (version 2, KubeRay's) does not always say, so it counts as one that can.
+    """
     from ray.experimental import internal_kv
 
-    if not ray.is_initialized() or not internal_kv._internal_kv_initialized():
-        return False
-    return any(internal_kv._internal_kv_get(key) for key in (b"__autoscaling_status", b"__autoscaler_v2_enabled"))
+    if internal_kv._internal_kv_get(b"__autoscaler_v2_enabled", namespace=b"__autoscaler") == b"1":
+        return True
+    told = internal_kv._internal_kv_get(b"__autoscaling_status")
+    types = (json.loads(told).get("autoscaler_report") or {}).get("active_nodes") or {} if told else {}
+    return any(not _OWN_TYPE.fullmatch(name) for name in types)
 
 
 def _optuna() -> Any:
@@ -492,7 +501,8 @@ class _Watcher(tune.Callback):
         self._signals.pass_on()
         if monotonic() - self._said_s >= LINE_S:
             running = sum(t.status == "RUNNING" for t in trials)
-            self._line(f"{self._over} of {self._total} over, {running} running")
+            waiting = "" if running else f": waiting for room, a trial needs {self._sweep.hosts_per_trial} CPU at once"
+            self._line(f"{self._over} of {self._total} over, {running} running{waiting}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
