@@ -225,14 +225,15 @@ def play(driver: "Driver", state: ServerState, index: int, policy: Buffered) -> 
     for version in np.unique(ended.begun).tolist() if driver.faults else ():
         mine = ended.begun == version
         outcome[mine & driver.absent(clients, version, 0) & (outcome == ANSWERED)] = ABSENT
+    arrived = np.isin(outcome, (ANSWERED, ABSENT))  # gangs are cut over these, so that who is absent moves nobody
     counts = outcome == ANSWERED
     driver.check_quorum(int(counts.sum()), len(clients), index)
     runs: list[tuple[Phase, list[Gang]]] = []
-    for version in np.unique(ended.begun[counts]).tolist():
-        mine = counts & (ended.begun == version)
-        everybody = np.ones(int(mine.sum()), np.bool_)
+    for version in np.unique(ended.begun[arrived]).tolist():
+        mine = arrived & (ended.begun == version)
+        asked = np.ones(int(mine.sum()), np.bool_)
         shares = driver.population.weights[clients[mine]]
-        gangs = parted(cut(clients[mine], weights[mine], shares, driver.gang_size), everybody, everybody)
+        gangs = parted(cut(clients[mine], weights[mine], shares, driver.gang_size), asked, counts[mine])
         number = sum(len(earlier) for _, earlier in runs)
         model = {n: t for n, t in server.models[version].items() if n != BUFFERS}
         phase = driver.phase(

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,36 @@ class Checkpoint:
             except (OSError, pa.ArrowException) as error:
                 raise _unreadable(path, error) from error
         store.mark_clean(self.chain)
+
+
+def at(run: Path, round: int) -> Checkpoint | None:
+    """The checkpoint of run folder `run` after `round` rounds; None if there is none that is whole."""
+    root = run / "checkpoints"
+    try:
+        found = _read(root, round)
+        for file in found.files:
+            _verify(root, file)
+    except _Damaged:
+        return None
+    return found
+
+
+def copy(found: Checkpoint, run: Path, extra: Mapping[str, Any]) -> None:
+    """Make `found` the checkpoint of another run folder, with other `extra`.
+
+    Raises BadInput if it goes while it is read, Stopped when the storage is lost.
+    """
+    root = run / "checkpoints"
+    with storage.run_storage(root):
+        storage.make_folder(root)
+        for file in found.files:
+            storage.make_folder((root / file.path).parent)
+            try:
+                data = (found.root / file.path).read_bytes()
+            except OSError as error:
+                raise _unreadable(found.root / file.path, error) from error
+            storage.write_atomic(root / file.path, data)
+        storage.write_json(_folder(root, found.round) / _META, _meta(replace(found, root=root, extra=dict(extra))))
 
 
 def latest(run: Path) -> Checkpoint | None:

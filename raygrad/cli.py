@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("run", rich_help_panel="Train")(train.run)
 app.command("resume", rich_help_panel="Train")(train.resume)
 app.command("sweep", rich_help_panel="Train")(sweeps.sweep)
+app.command("fork", rich_help_panel="Train")(train.fork)
 app.command("report", rich_help_panel="Results")(results.report)
 app.command("export", rich_help_panel="Results")(results.export)
 app.command("digest", rich_help_panel="Results")(results.digest)

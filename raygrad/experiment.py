@@ -1,6 +1,7 @@
 """What is run (`Experiment`, hashed) and on what (`Where`, not hashed)."""
 
 import hashlib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -101,10 +102,18 @@ class Gangs:
             _at_least("gangs.size", self.size, 1)
 
 
+CHANGEABLE = ("algorithm", "local", "sampler", "schedule", "stragglers")
+"""The parts of an experiment whose fields may change on the way."""
+_CHANGE = re.compile(r"(\d+):(\w+\.[\w.]+)=(.*)")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run's bits. Two experiments with the same `hash` give the same model on the same
     numerics.
+
+    `changes` are settings that change on the way: "10:algorithm.beta=0.2" holds from round 11 on. Forked runs have
+    them.
     """
 
     data: Dataset = config.one_of(DATASETS, Digits())
@@ -131,12 +140,40 @@ class Experiment:
     gangs: Gangs = Gangs()
     init: str | None = None
     init_sha256: str | None = field(default=None, repr=False)
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least("rounds", self.rounds, 1)
         _at_least("seed", self.seed, 0)
         load_loss(self.loss)
         load_metrics(self.metrics)
+        if self.changes:
+            self.stages()
+
+    def stages(self) -> list[tuple[int, "Experiment"]]:
+        """The experiment's stretches: the last round of each, and the settings that hold in it, without `changes`.
+
+        Raises BadInput if a change cannot be.
+        """
+        found, now = [], replace(self, changes=())
+        last = 0
+        for change in self.changes:
+            match = _CHANGE.fullmatch(change)
+            if match is None or match[2].partition(".")[0] not in CHANGEABLE:
+                raise BadInput(
+                    f"changes has {change!r}; expected ROUND:FIELD=VALUE with a field of {', '.join(CHANGEABLE)}, such "
+                    "as 10:algorithm.beta=0.2"
+                )
+            after = int(match[1])
+            if after < max(1, last):
+                raise BadInput(f"changes has {change!r} after a change in round {last}; they come in order, from 1 on")
+            if after > last:
+                found.append((after, replace(now, rounds=after)))
+            now, last = now.set(match[2], match[3]), after
+        reached = [(until, stage) for until, stage in found if until < self.rounds]
+        if len(reached) < len(found):  # the run ends before
+            return [*reached, (self.rounds, replace(found[len(reached)][1], rounds=self.rounds))]
+        return [*reached, (self.rounds, replace(now, rounds=self.rounds))]
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""

@@ -9,12 +9,13 @@ equal one in which the client was absent from that phase on (`absent`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from raygrad.rng import Purpose, rng
 
+T = TypeVar("T")
 What = Literal["host", "node", "object", "driver", "storage", "nan", "data", "killer", "absent"]
 COSTS_TIME: tuple[What, ...] = ("host", "node", "object", "driver", "storage")
 REMOVES_CLIENT: tuple[What, ...] = ("nan", "data", "killer")
@@ -48,26 +49,30 @@ def at_clients(faults: Sequence[Fault], round: int, phase: int) -> dict[int, Wha
     return {f.client: f.what for f in faults if f.client is not None and (f.round, f.phase) == (round, phase)}
 
 
-def random_plan(
-    seed: int, number: int, cohorts: Sequence[np.ndarray], phases: int, gangs: int, removes: bool
-) -> tuple[Fault, ...]:
-    """Plan `number` of `seed`: one to four faults at places that a run has.
+@dataclass(frozen=True)
+class Place:
+    """Where a run can be struck: a phase of a round, in so many gangs of these clients."""
 
-    `cohorts` are the clients of each of its rounds, `phases` its communications per round, `gangs` those of a phase.
-    With `removes` one of the faults takes a client out.
+    round: int
+    phase: int
+    gangs: int
+    clients: tuple[int, ...]
+
+
+def random_plan(seed: int, number: int, places: Sequence[Place], removes: bool) -> tuple[Fault, ...]:
+    """Plan `number` of `seed`: one to four faults at places that a run has. With `removes` the last one takes a client
+    out.
     """
     draw = rng(seed, Purpose.FAULTS, number)
-    rounds = len(cohorts)
-    found = [
-        Fault(
-            COSTS_TIME[draw.integers(len(COSTS_TIME))], 1 + int(draw.integers(rounds)), int(draw.integers(phases)),
-            gang=int(draw.integers(gangs)),
-        )
-        for _ in range(int(draw.integers(1, 4)))
-    ]  # fmt: skip
+    found: list[Fault] = []
+    for _ in range(int(draw.integers(1, 4))):
+        place, what = _any(draw, places), _any(draw, COSTS_TIME)
+        found.append(Fault(what, place.round, place.phase, gang=int(draw.integers(place.gangs))))
     if removes:
-        round = 1 + int(draw.integers(rounds))
-        client = int(cohorts[round - 1][draw.integers(len(cohorts[round - 1]))])
-        what = REMOVES_CLIENT[draw.integers(len(REMOVES_CLIENT))]
-        found.append(Fault(what, round, int(draw.integers(phases)), client))
+        place, what = _any(draw, places), _any(draw, REMOVES_CLIENT)
+        found.append(Fault(what, place.round, place.phase, _any(draw, place.clients)))
     return tuple(found)
+
+
+def _any(draw: np.random.Generator, items: Sequence[T]) -> T:
+    return items[int(draw.integers(len(items)))]

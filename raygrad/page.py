@@ -1,6 +1,6 @@
 """The HTML page about one run or several: tables, pictures and how to repeat it, in one self-contained file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from html import escape
 from pathlib import Path
@@ -9,25 +9,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow.compute as pc
 
-from raygrad import pictures, report, storage, tables, turnout
-from raygrad.errors import BadInput, Stopped
-from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, Settings, leaf, number, score
+from raygrad import html, pictures, report, tables, turnout
+from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, leaf, number, score
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-CITATION = (
-    "Yatin Dandi, Luis Barba, Martin Jaggi: Implicit Gradient Alignment in Distributed and Federated Learning, "
-    "AAAI 2022, arXiv 2106.13897."
-)
-BIBTEX = """@inproceedings{dandi2022implicit,
-  title     = {Implicit Gradient Alignment in Distributed and Federated Learning},
-  author    = {Dandi, Yatin and Barba, Luis and Jaggi, Martin},
-  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
-  year      = {2022},
-  pages     = {6454--6462},
-  note      = {arXiv:2106.13897}
-}"""
+    pass
 
 _SHOWN_GROUPS = 10
 
@@ -41,15 +27,7 @@ def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -
     """
     views = report.views(runs)
     page = _one(views[0]) if len(views) == 1 else _several(views, target)
-    path = out / "report.html" if out.is_dir() else out
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic(path, page.encode())
-    except OSError as error:
-        if storage.is_full(error):
-            raise Stopped(f"{path} cannot be written: {error.strerror}; free some and repeat the command") from error
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
+    return html.write(page, out)
 
 
 def _one(v: RunView) -> str:
@@ -58,22 +36,22 @@ def _one(v: RunView) -> str:
     parts = [
         f"<h1>{escape(v.name)}</h1>",
         f'<p class="sub">run {escape(v.title)} · experiment {escape(v.hash[:12])}</p>',
-        _table([], report.summary_of(v), "What the run did"),
+        html.table([], report.summary_of(v), "What the run did"),
         *_learning(alone, None),
         *_alignment(alone),
         *_participation(v),
         *_partitioned(v),
         "<h2>Settings</h2>",
-        _settings("Experiment", v.settings, opened=True),
-        _settings("Machines", v.where),
-        _settings("Numerics", v.numerics),
+        html.details("Experiment", v.settings, opened=True),
+        html.details("Machines", v.where),
+        html.details("Numerics", v.numerics),
         "<h2>How to repeat it</h2>",
         "<p>The first line, in the run's folder, trains the same model again. The second continues the run where it "
         "stopped (with <code>--rounds</code>, up to a larger total). The third prints one line, which is the same for "
         f"runs with the same result.</p><pre>{escape(repeat)}</pre>",
-        _CITED,
+        html.CITED,
     ]
-    return _page(v.title, parts)
+    return html.document(v.title, parts)
 
 
 def _several(views: Sequence[RunView], target: float | None) -> str:
@@ -99,19 +77,19 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="sub">{escape(", ".join(sorted({v.name for v in views})))}</p>',
-        _table(header, rows, measure.capitalize() if goal is None else f"Cost and {measure}"),
+        html.table(header, rows, measure.capitalize() if goal is None else f"Cost and {measure}"),
         f'<p class="note">{escape(_protocol(groups, goal, origin))}</p>',
         *_learning(groups, goal),
         *_alignment(groups),
         "<h2>Groups</h2>",
         _fields(groups),
-        _table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
-        _settings("What all runs share", shared),
+        html.table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
+        html.details("What all runs share", shared),
         "<h2>How to repeat it</h2>",
         "<p>In the folder of a run:</p><pre>raygrad run experiment.json</pre>",
-        _CITED,
+        html.CITED,
     ]
-    return _page(title, parts)
+    return html.document(title, parts)
 
 
 def _groups(count: int) -> str:
@@ -197,7 +175,7 @@ def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
     caption = _told(views[0]) if alone else f"{what} of {_groups(len(groups))}. {_legend(groups, series)}"
     if target is not None:
         caption += f" The dotted line is the target, {target:g}."
-    return ["<h2>Learning</h2>", _figure(pictures.lines(grid), "learning", "Learning", caption)]
+    return ["<h2>Learning</h2>", html.figure(pictures.lines(grid), "learning", "Learning", caption)]
 
 
 def _told(v: RunView) -> str:
@@ -275,7 +253,7 @@ def _alignment(groups: Sequence[Group]) -> list[str]:
     for some in panels.values():
         shown = [p for p in some if p.curves]
         grid += [shown[i : i + 3] for i in range(0, len(shown), 3)]
-    drawing = _figure(pictures.lines(grid), "alignment", "Gradient alignment", caption.strip())
+    drawing = html.figure(pictures.lines(grid), "alignment", "Gradient alignment", caption.strip())
     return ["<h2>Gradient alignment</h2>", drawing, known]
 
 
@@ -345,7 +323,7 @@ def _participation(v: RunView) -> list[str]:
     known = turnout.turnout(v.path, v.asynchronous)
     if not known.complete:
         caption += f" Taking part is an answer that counts; {known}."
-    return ["<h2>Participation</h2>", _figure(figure, "participation", "Who took part", caption), _leaning(v)]
+    return ["<h2>Participation</h2>", html.figure(figure, "participation", "Who took part", caption), _leaning(v)]
 
 
 def _leaning(v: RunView) -> str:
@@ -366,10 +344,10 @@ def _partitioned(v: RunView) -> list[str]:
     if counts is not None:
         caption += " Blank: none of the class."
     told = "; ".join(f"{label}: {value}" for label, value in rows)
-    drawing = _figure(
+    drawing = html.figure(
         pictures.partition(counts, examples, v.class_names), "partition", "Clients and classes", caption, told
     )
-    return ["<h2>Partition</h2>", drawing, _table([], rows, "The partition")]
+    return ["<h2>Partition</h2>", drawing, html.table([], rows, "The partition")]
 
 
 def _series(groups: Sequence[Group]) -> list[int | None]:
@@ -439,83 +417,10 @@ def _line(x: np.ndarray, rows: np.ndarray) -> Line:
     return (x, rows.mean(0), None, None) if len(rows) == 1 else (x, rows.mean(0), rows.min(0), rows.max(0))
 
 
-# --- HTML
-
-
-def _figure(figure: "Figure", name: str, title: str, caption: str, told: str = "") -> str:
-    """A picture with its caption; `told` is further alternative text."""
-    drawing = pictures.inline(figure, name, f"{title}. {caption} {told}".strip())
-    return f'<figure id="{name}">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names the rows. With a header its cells do not wrap."""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if header else ""
-    opening = '<div class="wide"><table class="grid">' if header else '<div class="wide"><table>'
-    return f"{opening}<caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table></div>"
-
-
-def _settings(title: str, settings: Settings, opened: bool = False) -> str:
-    if not settings:
-        return ""
-    table = _table([], [(key, leaf(value)) for key, value in settings.items()], title)
-    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{table}</details>"
-
-
 def _fields(groups: Sequence[Group]) -> str:
     """What sets the groups apart, in full."""
     keys = list(dict.fromkeys(k for g in groups for k in g.fields))
     if not keys:
         return "<p>The runs differ in their seed only.</p>"
     rows = [[g.label, *(leaf(g.fields[k]) if k in g.fields else "" for k in keys)] for g in groups]
-    return _table(["group", *keys], rows, "What sets the groups apart")
-
-
-def _page(title: str, parts: Sequence[str]) -> str:
-    def rule(variables: Mapping[str, str]) -> str:
-        return "".join(f"{name}:{colour};" for name, colour in variables.items())
-
-    style = (
-        f":root{{color-scheme:light dark;{rule(pictures.LIGHT)}}}"
-        f"@media screen and (prefers-color-scheme:dark){{:root{{{rule(pictures.DARK)}}}}}" + _STYLE
-    )
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · raygrad</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
-    )
-
-
-_CITED = f"<h2>Citation</h2><p>{escape(CITATION)}</p><pre>{escape(BIBTEX)}</pre>"
-
-_STYLE = """
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2rem 1.25rem 4rem}
-h1{margin:0;font-size:1.75rem;line-height:1.2}
-h2{margin:2.5rem 0 .75rem;font-size:1.2rem}
-.sub,.note,figcaption{color:var(--muted)}
-.sub{margin:.25rem 0 1.5rem}
-.note,figcaption{font-size:.875rem;margin:.5rem 0 0}
-figure{margin:0 0 1rem;break-inside:avoid;overflow-x:auto}
-svg{display:block;width:100%;min-width:36rem;height:auto}
-code{white-space:nowrap}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums;margin:0 0 .5rem}
-caption{text-align:left;font-weight:600;padding:.25rem 0}
-th,td{text-align:left;vertical-align:top;padding:.3rem 1.25rem .3rem 0;border-bottom:1px solid var(--grid)}
-th[scope=row]{font-weight:400;color:var(--muted);white-space:nowrap}
-thead th{font-weight:600;vertical-align:bottom}
-.grid :is(th,td){padding-right:.9rem}
-.grid tbody :is(th,td){white-space:nowrap}
-pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--grid);border-radius:4px;font-size:.875rem}
-details{margin:.5rem 0}
-summary{cursor:pointer}
-details caption{display:none}
-"""
+    return html.table(["group", *keys], rows, "What sets the groups apart")

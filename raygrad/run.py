@@ -166,12 +166,13 @@ def create(
     """
     check_where(where)
     root = Path(run_root).resolve()
-    plan = make_plan(experiment, where, shard_root(where, root / name / "x"))
+    plan, *_ = [make_plan(e, where, shard_root(where, root / name / "x")) for _, e in experiment.stages()]
+    experiment = replace(plan.experiment, rounds=experiment.rounds, changes=experiment.changes)
     for note in plan.notes:
         say(note)
     if plan.state_bytes:
         say(f"clients keep {plan.state_bytes / 1e6:,.1f} MB of state between rounds, if every client is asked once")
-    folder = new_folder(root, name, plan.experiment.hash, id)
+    folder = new_folder(root, name, experiment.hash, id)
     try:
         with storage.run_storage(folder):
             storage.write_json(folder / "data.json", describe(plan))
@@ -179,13 +180,13 @@ def create(
             writer = tables.TableWriter(tables.folder(folder, "partition"), tables.TABLES["partition"], 0)
             writer.append(_partition_rows(plan))
             writer.close(1)
-            _write_experiment(folder, name, plan.experiment)
+            _write_experiment(folder, name, experiment)
     except Stopped as e:  # what is there is no run that could be resumed
         shutil.rmtree(folder, ignore_errors=True)
         raise Stopped(
             f"storage lost while making {folder}: {e.__cause__}; nothing was played: start the run again"
         ) from e
-    return LoadedRun(folder, name, plan.experiment, where)
+    return LoadedRun(folder, name, experiment, where)
 
 
 def check_where(where: Where) -> None:
@@ -214,12 +215,51 @@ def extend(run: LoadedRun, rounds: int) -> LoadedRun:
     return replace(run, experiment=experiment)
 
 
-def _write_experiment(folder: Path, name: str, experiment: Experiment) -> None:
+def _write_experiment(folder: Path, name: str, experiment: Experiment, **more: Any) -> None:
     record = {
         "schema_version": SCHEMA_VERSION, "name": name, "id": folder.name, "hash": experiment.hash,
-        "experiment": experiment.to_json(),
+        "experiment": experiment.to_json(), **more,
     }  # fmt: skip
     storage.write_json(folder / "experiment.json", record)
+
+
+def fork(
+    run: LoadedRun,
+    settings: Iterable[str],
+    *,
+    run_root: str | Path,
+    name: str,
+    where: Where | None = None,
+    rounds: int | None = None,
+    round: int | None = None,
+) -> LoadedRun:
+    """A new run that goes on from the checkpoint of `run` after `round` (None: the newest) with changed `settings`.
+
+    `settings` are "FIELD=VALUE". What was played is copied, and the experiment has the settings as `changes`, so that
+    a run of it from the start has the same digest. Raises BadInput if there is no such checkpoint.
+    """
+    found = checkpoint.latest(run.folder) if round is None else checkpoint.at(run.folder, round)
+    if found is None or not found.round:
+        raise BadInput(f"{run.folder} has no checkpoint after round {round or 1}: there is nothing to fork from")
+    done = found.round
+    kept = tuple(c for c in run.experiment.changes if int(c.partition(":")[0]) < done)
+    changes = (*kept, *(f"{done}:{s}" for s in settings))
+    experiment = replace(run.experiment, changes=changes, rounds=rounds or run.experiment.rounds)
+    if experiment.rounds < done:
+        raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done}; ask for more")
+    folder = new_folder(Path(run_root).resolve(), name, experiment.hash)
+    with storage.run_storage(folder):
+        for file in ("data.json", "numerics.json"):
+            storage.write_json(folder / file, storage.read_json(run.folder / file))
+        storage.write_json(folder / "where.json", (where or run.where).to_json())
+        for table in tables.TABLES:
+            if (source := tables.folder(run.folder, table)).is_dir():
+                shutil.copytree(source, tables.folder(folder, table))
+                tables.discard_from(tables.folder(folder, table), done + 1)
+        checkpoint.copy(found, folder, found.extra | {"hash": experiment.hash})
+        origin = {"run": f"{run.name}/{run.folder.name}", "round": done, "hash": run.experiment.hash}
+        _write_experiment(folder, name, experiment, forked_from=origin)
+    return LoadedRun(folder, name, experiment, where or run.where)
 
 
 def _partition_rows(plan: Plan) -> dict[str, Any]:
@@ -271,20 +311,33 @@ def play(
         raise BadInput(f"{run.folder / 'experiment.json'} was changed since the run started; start a new run instead")
     check_where(run.where)
     keep_memory()
-    with locked(run.folder), ExitStack() as stack:
-        plan = make_plan(run.experiment, run.where, shard_root(run.where, run.folder))
-        if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
-            raise BadInput(
-                f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead"
-            )
-        found = checkpoint.latest(run.folder)
-        if found is not None and found.extra["hash"] != run.experiment.hash:
-            raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
-        if plan.experiment.to_json() != record["experiment"]:
-            _write_experiment(run.folder, run.name, plan.experiment)
-        if injector is not None:
-            plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))
-        yield from _Player(run, plan, found, stack, say, early, injector, lender).rounds()
+    with locked(run.folder):
+        if run.experiment.to_json() != record["experiment"]:
+            more = {"forked_from": record["forked_from"]} if "forked_from" in record else {}
+            _write_experiment(run.folder, run.name, run.experiment, **more)
+        first: Plan | None = None
+        for until, experiment in run.experiment.stages():
+            found = checkpoint.latest(run.folder)
+            if found is not None and found.extra["hash"] != run.experiment.hash:
+                raise BadInput(f"{run.folder} was started under another experiment; start a new run instead")
+            last = until == run.experiment.rounds
+            over = found is not None and found.round >= until and not last
+            if over and first is not None:
+                continue
+            plan = make_plan(experiment, run.where, shard_root(run.where, run.folder))
+            if storage.read_json(run.folder / "data.json")["id"] != plan.shards.id:
+                raise BadInput(
+                    f"{plan.shards.path} holds other data than {run.folder} started with; start a new run instead"
+                )
+            first = first or plan
+            if over:
+                continue
+            if first is not plan:
+                plan = replace(plan, spec=replace(plan.spec, began=first.spec))
+            if injector is not None:
+                plan = replace(plan, spec=replace(plan.spec, faults=injector.faults))
+            with ExitStack() as stack:
+                yield from _Player(run, plan, found, stack, say, early, injector, lender).rounds(last)
 
 
 class _Player:
@@ -315,7 +368,8 @@ class _Player:
         self._interrupts = Interrupts()
         self._wanted = self._state.present  # who shall be there in the next round
 
-    def rounds(self) -> Generator[Round, None, None]:
+    def rounds(self, last: bool) -> Generator[Round, None, None]:
+        """The plan's rounds; after the `last` ones comes the test evaluation."""
         if self._done >= self._experiment.rounds and self._final_is_current():
             return
         check_tables(self._folder, self._done)
@@ -346,7 +400,8 @@ class _Player:
                 driver = self._requested(driver)
             with self._interrupts.shielded():
                 self._save()
-            self._finish(driver)
+            if last:
+                self._finish(driver)
         except BaseException:  # whatever it was, what is adopted and asked for is not lost
             with suppress(Stopped, BadInput):
                 self._requested(driver)
@@ -487,7 +542,7 @@ class _Player:
                 writer.flush()
         return Round(
             index=index,
-            of=self._experiment.rounds,
+            of=self._run.experiment.rounds,
             clients=talk.cohort.clients,
             train_loss=played.train_loss,
             validation=validation,
@@ -517,7 +572,7 @@ class _Player:
         for writer in self._writers.values():
             writer.close(self._done + 1)
         tensors = pack_server(self._state)
-        extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._experiment.hash}
+        extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._run.experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
 
@@ -580,14 +635,18 @@ def counts(outcome: np.ndarray) -> dict[str, int]:
 
 
 def evaluate(driver: Driver, plan: Plan, state: ServerState, part: str, round: int) -> dict[str, float]:
-    """Mean loss and metrics of a model on the validation parts of the fixed clients, or on the test set."""
+    """Mean loss and metrics of a model on the validation parts of the fixed clients, or on the test set.
+
+    Where clients could not be measured and `failures` lets the run go on, `clients_missing` counts them.
+    """
     if part == "test":
         batches = np.arange(plan.shards.test_batches)
         cohort = Cohort(batches, np.ones(len(batches)), Population(batches, np.ones(len(batches))))
     else:
         cohort = fixed_cohort(driver.population, plan.experiment.evaluation.clients, plan.experiment.seed)
     talk = driver.converse(Evaluator(part).measure(state.algorithm.x, cohort), (part, round), cohort, state.buffers)
-    return talk.result
+    missing = int((~talk.inside).sum())
+    return {**talk.result, "clients_missing": float(missing)} if missing else talk.result
 
 
 def alignment_probe(plan: Plan) -> AlignmentProbe:

@@ -57,6 +57,7 @@ class HostSpec:
     mode: Mode
     device: str = "cpu"
     faults: tuple[Fault, ...] = ()  # injected, at clients
+    began: "HostSpec | None" = None  # what the run began with, if its settings changed since
 
 
 class GangRunner:
@@ -303,6 +304,8 @@ class GangRunner:
 
     def canary(self) -> str:
         """The sha256 of a small made-up gang's answer. Hosts that differ in it would give other bits."""
+        if self.spec.began is not None:
+            return GangRunner(self.spec.began).canary()
         keep, self.shards = self.shards, _MadeUp(self.spec)
         try:
             x = self.model.vector().cpu().numpy()

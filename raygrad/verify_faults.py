@@ -13,18 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from raygrad import storage, tables
 from raygrad.driver import Executor
 from raygrad.errors import Stopped
-from raygrad.executors.faulty import DriverKilled, Faulty, Hosts
+from raygrad.executors.faulty import DriverKilled, Faulty, Hosts, Watched
 from raygrad.experiment import Checkpoints, Experiment, Where
-from raygrad.faults import REMOVES_CLIENT, Fault, random_plan
+from raygrad.faults import REMOVES_CLIENT, Fault, Place, random_plan
 from raygrad.run import create, play
 from raygrad.runs import LoadedRun, load
-from raygrad.talk import Failures
+from raygrad.talk import DAMAGED, KILLER, REJECTED, Failures
 
 WHY = ("outcome", "clients_failed", "clients_rejected")
 """The columns that say why a client is missing."""
@@ -38,6 +37,8 @@ class Trial:
     plan: tuple[Fault, ...]
     ok: bool
     detail: str
+    missed: int = 0
+    """So many of the plan's faults never happened: earlier ones changed the run."""
 
 
 @dataclass
@@ -82,6 +83,18 @@ class FaultInjector:
             storage.Sink.write = write
 
 
+@dataclass
+class _Observer:
+    """Lets nothing happen; `seen` is as in `Watched`."""
+
+    seen: dict[tuple[int, int], list[list[tuple[int, ...]]]] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+
+    def wrap(self, executor: Executor, folder: Path) -> Executor:
+        """See `raygrad.run.Injector`."""
+        return Watched(executor, self.seen)
+
+
 def small(experiment: Experiment, rounds: int) -> Experiment:
     """The experiment with so many rounds, a checkpoint after every other one, that goes on without failed clients."""
     return replace(
@@ -95,17 +108,24 @@ def trials(
     """Play `plans` random plans, every other one with a client that is taken out. Raises BadInput as a run does."""
     experiment = small(experiment, rounds)
     where = replace(where, shard_root=where.shard_root or str(folder / ".shards"))
-    whole = create(experiment, where, run_root=folder, name="undisturbed")
-    for _ in play(whole):
-        pass
-    whole = load(whole.folder)
-    clients = whole.table("clients")
-    cohorts = [np.unique(clients.filter(pc.field("round") == r)["client"].to_numpy()) for r in range(1, rounds + 1)]
-    done = whole.table("operations").filter(pc.field("outcome") == "answered")
-    phases, gangs = (1 + int(done[name].to_numpy().max()) for name in ("phase", "gang"))
+    whole, places = undisturbed(experiment, where, folder)
     for number in range(1, plans + 1):
-        plan = random_plan(seed, number, cohorts, phases, gangs, removes=number % 2 == 0)
+        plan = random_plan(seed, number, places, removes=number % 2 == 0)
         yield trial(experiment, where, folder, number, plan, whole)
+
+
+def undisturbed(experiment: Experiment, where: Where, folder: Path) -> tuple[LoadedRun, list[Place]]:
+    """The run to which nothing happens, and where something could."""
+    observer = _Observer()
+    whole = create(experiment, where, run_root=folder, name="undisturbed")
+    for _ in play(whole, injector=observer):
+        pass
+    places = [
+        Place(round, phase, max(map(len, runs)), tuple(sorted({c for gangs in runs for gang in gangs for c in gang})))
+        for (round, phase), runs in sorted(observer.seen.items())
+        if any(runs)
+    ]
+    return load(whole.folder), places
 
 
 def trial(
@@ -116,23 +136,37 @@ def trial(
     try:
         expected = whole
         if removed:
-            expected, _ = disturbed(experiment, replace(where, on="local"), folder, f"absent-{number}", removed)
-        found, stops = disturbed(experiment, where, folder, f"plan-{number}", plan)
+            expected, _ = disturbed(experiment, replace(where, on="local"), folder, f"absent-{number}", list(removed))
+        left = list(plan)
+        found, stops = disturbed(experiment, where, folder, f"plan-{number}", left)
     except Exception as e:
         return Trial(number, plan, False, f"{type(e).__name__}: {e}")
     leave_out = WHY if removed else ()
     same = contents(found, leave_out) == contents(expected, leave_out)
     what = f"resumed {stops} times, " if stops else ""
-    return Trial(number, plan, same, what + ("the bits it must have" if same else "other bits than it must have"))
+    missed = _missed(left, found)
+    what += f"{missed} of {len(plan)} faults never happened, " if missed else ""
+    what += "the bits it must have" if same else "other bits than it must have"
+    return Trial(number, plan, same, what, missed)
+
+
+def _missed(left: list[Fault], run: LoadedRun) -> int:
+    """How many of the faults in `left` the run did not meet."""
+    rows = run.table("clients").to_pylist()
+    out = {r["client"] for r in rows if r["outcome"] in (REJECTED, DAMAGED, KILLER)}
+    return sum(f.client not in out for f in left)
 
 
 def disturbed(
-    experiment: Experiment, where: Where, folder: Path, name: str, plan: tuple[Fault, ...]
+    experiment: Experiment, where: Where, folder: Path, name: str, left: list[Fault]
 ) -> tuple[LoadedRun, int]:
-    """A run to which the plan happens, resumed after every stop; and how often it was."""
+    """A run to which the faults in `left` happen, resumed after every stop; and how often it was.
+
+    Those that happened and cost time are taken out of `left`.
+    """
     run = create(experiment, where, run_root=folder, name=name)
     stash = folder / f".{name}-stash"
-    left, stops = list(plan), 0
+    stops = 0
     while True:
         injector = FaultInjector(left, stash)
         try:

@@ -129,9 +129,9 @@ def test_nothing_in_the_package_imports_jobs_or_dashboards() -> None:
 
 
 def test_the_report_reads_tables_only() -> None:
-    drawn = {"raygrad.report", "raygrad.page", "raygrad.pictures", "raygrad.turnout"}
+    drawn = {"raygrad.report", "raygrad.page", "raygrad.html", "raygrad.pictures", "raygrad.turnout"}
     allowed = {"raygrad.errors", "raygrad.storage", "raygrad.tables", *drawn}
-    for name in ("report", "page", "pictures", "turnout"):
+    for name in ("report", "page", "html", "pictures", "turnout"):
         path = PACKAGE / f"{name}.py"
         if path.is_file():
             assert {m for m in own(path) if m != "raygrad" and not m.startswith(tuple(allowed))} == set()

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
+from raygrad import html, pictures, report, turnout
 from raygrad import page as pages
-from raygrad import pictures, report, turnout
 from raygrad.errors import BadInput
 from raygrad.rng import Purpose, rng
 from raygrad.tables import TABLES, TableWriter, folder
@@ -950,15 +950,15 @@ def test_partition_picture_of_another_kind(tmp_path: Path) -> None:
 
 def test_a_report_reads_tables_only() -> None:
     """The report knows no driver and no experiment, and matplotlib is imported when something is drawn."""
-    for module in (report, pages, pictures, turnout):
+    for module in (report, pages, html, pictures, turnout):
         assert module.__file__ is not None
         tree = ast.parse(Path(module.__file__).read_text())
         top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         top |= {f"{n.module}.{a.name}" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
         ours = {name for name in top if name.startswith("raygrad")}
         assert {".".join(name.split(".")[:2]) for name in ours} <= {
-            "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables", "raygrad.turnout",
-            "raygrad.errors",
+            "raygrad.html", "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables",
+            "raygrad.turnout", "raygrad.errors",
         }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
 

@@ -172,7 +172,7 @@ def cite() -> None:
     Example
       raygrad cite >> references.bib
     """
-    from raygrad.page import BIBTEX
+    from raygrad.html import BIBTEX
 
     output.line(BIBTEX)
     output.line("")

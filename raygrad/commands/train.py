@@ -196,6 +196,72 @@ def resume(
     _finish(loaded, run_root, quiet, report=not no_report)
 
 
+def fork(
+    run: options.Run,
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", metavar="PATH=VALUE", help="What changes: algorithm.beta=0.2, … Repeatable."),
+    ],
+    at: Annotated[
+        int | None,
+        typer.Option("--at", help="After which round, if there is a checkpoint.", show_default="the newest"),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", help="Go on to this many rounds in total.", show_default="as the other run"),
+    ] = None,
+    on: options.On = None,
+    hosts: options.Hosts = None,
+    address: options.Address = None,
+    gpus_per_host: options.GpusPerHost = None,
+    device: options.Device = None,
+    numerics: options.Numerics = None,
+    data_root: options.DataRoot = None,
+    shard_root: options.ShardRoot = None,
+    run_root: options.RunRoot = Path("runs"),
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="The run goes to RUN_ROOT/NAME/ID.",
+            rich_help_panel=options.OUTPUT, show_default="the other run\'s name",
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    no_report: options.NoReport = False,
+) -> None:  # fmt: skip
+    """Start a new run from another's checkpoint, with other settings from there on.
+
+    Fields of algorithm, local, sampler, schedule and stragglers may change. The new
+    run's experiment.json says so, and a run of it from the start has the same bits.
+
+    \b
+    Examples
+      raygrad fork digits --set algorithm.beta=0.2
+      raygrad fork digits/ID --at 40 --set local.steps=10 --rounds 200
+    """
+    from raygrad import run as engine
+    from raygrad.commands import experiments
+    from raygrad.progress import display
+    from raygrad.runs import load
+
+    loaded = load(run, run_root)
+    where = experiments.place(
+        {
+            "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
+            "numerics": numerics, "data_root": data_root, "shard_root": shard_root,
+        },
+        loaded.where,
+    )  # fmt: skip
+    experiments.check_reachable(where, run_root)
+    made = engine.fork(
+        loaded, settings, run_root=run_root, name=name or loaded.name, where=where, rounds=rounds, round=at
+    )
+    with display(quiet) as screen:
+        screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.folder)}")
+        _play(made, run_root, screen)
+    _finish(made, run_root, quiet, report=not no_report)
+
+
 HOSTS = 2
 """How many hosts there are where the user does not say, as in `raygrad.experiment.Where`."""
 

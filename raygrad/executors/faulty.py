@@ -26,6 +26,11 @@ class Hosts(Executor, Protocol):
         ...
 
 
+def where(phase: Phase) -> tuple[int, int] | None:
+    """The round and the phase of a fault that strikes here; None where clients are asked for something else."""
+    return (phase.round, phase.number) if phase.conversation[0] in ("round", "begun") else None
+
+
 class DriverKilled(BaseException):
     """Stands for kill -9: nothing may be saved on the way out."""
 
@@ -45,7 +50,7 @@ class Faulty:
 
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         """See `Executor.run`."""
-        here = (phase.round, phase.number) if phase.conversation[0] in ("round", "begun") else None
+        here = where(phase)
         answered = 0
         self._happen(here, 0)
         for done in self._inner.run(phase, gangs):
@@ -58,3 +63,26 @@ class Faulty:
             if fault.what in self._strike:
                 self._plan.remove(fault)
                 self._strike[fault.what]()
+
+
+class Watched:
+    """An executor that notes where faults could strike: by round and phase, the clients of each gang, for every time
+    that it ran.
+    """
+
+    def __init__(self, inner: Executor, places: dict[tuple[int, int], list[list[tuple[int, ...]]]]) -> None:
+        self._inner, self._places = inner, places
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        """See `Executor.run`."""
+        here = where(phase)
+        found: list[tuple[int, ...]] = []
+        if here is not None:
+            self._places.setdefault(here, []).append(found)
+
+        def noted() -> Iterator[Gang]:
+            for gang in gangs:
+                found.append(tuple(gang.working.tolist()))
+                yield gang
+
+        yield from self._inner.run(phase, noted())

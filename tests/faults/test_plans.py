@@ -15,14 +15,14 @@ from raygrad.data.shards import Shards
 from raygrad.devices import Exponential, LogNormal
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.faults import COSTS_TIME, REMOVES_CLIENT, Fault, random_plan
+from raygrad.faults import COSTS_TIME, REMOVES_CLIENT, Fault, Place, random_plan
 from raygrad.run import create, play
 from raygrad.runs import LoadedRun, load
-from raygrad.samplers import Uniform
+from raygrad.samplers import PowerOfChoice, Uniform
 from raygrad.stragglers import Buffered, OverSelect
 from raygrad.talk import Failures
 from raygrad.verify import problem
-from raygrad.verify_faults import WHY, FaultInjector, Trial, contents, disturbed, small, trial, trials
+from raygrad.verify_faults import WHY, FaultInjector, Trial, contents, disturbed, small, trial, trials, undisturbed
 
 LOCAL = Where(on="local")
 SEEDS = range(50)
@@ -37,16 +37,10 @@ def experiment(name: str, seed: int) -> Experiment:
 
 
 def check(e: Experiment, where: Where, folder: Path, number: int, seed: int, removes: bool) -> Trial:
-    e = small(e, 4)
-    whole = create(e, LOCAL, run_root=folder, name="undisturbed")
-    for _ in play(whole):
-        pass
-    whole = load(whole.folder)
-    rows = whole.table("clients").to_pylist()
-    cohorts = [np.unique([r["client"] for r in rows if r["round"] == i]) for i in range(1, 5)]
-    phases = max(r["phase"] for r in whole.table("operations").to_pylist()) + 1
-    plan = random_plan(seed, number, cohorts, phases, 3, removes)
-    return trial(e, replace(where, shard_root=str(folder / ".shards")), folder, number, plan, whole)
+    e, where = small(e, 4), replace(where, shard_root=str(folder / ".shards"))
+    whole, places = undisturbed(e, replace(where, on="local"), folder)
+    plan = random_plan(seed, number, places, removes)
+    return trial(e, where, folder, number, plan, whole)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -54,7 +48,7 @@ def test_random_plans(seed: int, tmp_path: Path) -> None:
     """50 plans over all algorithms; every other one takes a client out."""
     name = sorted(ALGORITHMS)[seed % len(ALGORITHMS)]
     found = check(experiment(name, seed), LOCAL, tmp_path, seed, 7, removes=seed % 2 == 0)
-    assert found.ok, f"{name}: {[str(f) for f in found.plan]}: {found.detail}"
+    assert found.ok and not found.missed, f"{name}: {[str(f) for f in found.plan]}: {found.detail}"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -63,7 +57,7 @@ def test_random_plans_on_the_modelled_clock(seed: int, tmp_path: Path) -> None:
     policy = (OverSelect(1.2), Buffered(3, 4), Buffered(2, 5, max_staleness=2))[seed % 3]
     e = experiment(("fedavg", "scaffold")[seed // 2 % 2], seed)
     found = check(replace(e, devices=devices, stragglers=policy), LOCAL, tmp_path, seed, 11, removes=seed % 2 == 0)
-    assert found.ok, f"{[str(f) for f in found.plan]}: {found.detail}"
+    assert found.ok and not found.missed, f"{[str(f) for f in found.plan]}: {found.detail}"
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -76,7 +70,7 @@ def test_random_plans_on_ray(name: str, tmp_path: Path) -> None:
 
 
 def plays(e: Experiment, folder: Path, *plan: Fault) -> LoadedRun:
-    run, _ = disturbed(e, LOCAL, folder, f"run{len(list(folder.iterdir()))}", plan)
+    run, _ = disturbed(e, LOCAL, folder, f"run{len(list(folder.iterdir()))}", list(plan))
     return run
 
 
@@ -146,14 +140,44 @@ def test_the_harness_sees_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_plans_are_a_function_of_seed_and_number() -> None:
-    cohorts = [np.arange(5), np.arange(5, 9)]
-    plans = [random_plan(3, n, cohorts, 2, 3, removes=True) for n in range(200)]
-    assert plans == [random_plan(3, n, cohorts, 2, 3, removes=True) for n in range(200)]
+    places = [Place(1, 0, 3, (0, 1, 2, 3, 4)), Place(2, 1, 2, (5, 6, 7, 8))]
+    plans = [random_plan(3, n, places, removes=True) for n in range(200)]
+    assert plans == [random_plan(3, n, places, removes=True) for n in range(200)]
     faults = [f for plan in plans for f in plan]
     assert {f.what for f in faults} == {*COSTS_TIME, *REMOVES_CLIENT}
-    assert {f.round for f in faults} == {1, 2} and {f.phase for f in faults} == {0, 1}
-    assert all(f.client in cohorts[f.round - 1] for f in faults if f.client is not None)
+    assert {(f.round, f.phase, f.gang) for f in faults} == {(1, 0, 0), (1, 0, 1), (1, 0, 2), (2, 1, 0), (2, 1, 1)}
+    assert all(f.client in places[f.round - 1].clients for f in faults if f.client is not None)
     assert len(set(plans)) > 150
+
+
+def test_faults_are_planned_where_they_can_happen_and_counted_if_not(tmp_path: Path) -> None:
+    """A sampler that asks first has phases of its own; an asynchronous run strikes where clients began."""
+    problem = experiment("fedavg", 0)
+    first = replace(problem, sampler=PowerOfChoice(3, candidates=5), probe=replace(problem.probe, every=1))
+    later = replace(problem, devices=Exponential(), stragglers=Buffered(3, 4))
+    for number, e in enumerate((first, later)):
+        found = list(trials(e, LOCAL, tmp_path / str(number), plans=6, seed=2))
+        assert all(t.ok for t in found), [t.detail for t in found]
+        assert [t.missed for t in found] == [0] * 6
+    whole, places = undisturbed(small(first, 4), LOCAL, tmp_path / "whole")
+    assert {p.phase for p in places} == {0} and {p.round for p in places} == {1, 2, 3, 4}
+    nowhere = trial(small(first, 4), LOCAL, tmp_path / "whole", 1, (Fault("host", 2, 7), Fault("host", 2, 0)), whole)
+    assert nowhere.ok and nowhere.missed == 1 and "1 of 2 faults never happened" in nowhere.detail
+
+
+def test_evaluations_say_whom_they_lack(tmp_path: Path) -> None:
+    """A damaged validation part leaves the mean, and the count says so."""
+    e = small(experiment("fedavg", 0), 2)
+    run = create(e, LOCAL, run_root=tmp_path, name="damaged")
+    (file,) = tmp_path.glob(".shards/**/validation.arrow")
+    x, _ = Shards.open(file.parent).read("validation", 3)
+    data = bytearray(file.read_bytes())
+    data[data.index(x.tobytes()) + 3] ^= 1
+    file.write_bytes(data)
+    for _ in play(run):
+        pass
+    rows = load(run.folder).table("metrics").to_pylist()
+    assert {(r["round"], r["value"]) for r in rows if r["metric"] == "clients_missing"} == {(2, 1.0)}
 
 
 def test_scaffolds_c_with_failing_clients(tmp_path: Path) -> None:
