@@ -336,23 +336,22 @@ def test_a_list_of_jobs(cluster: Callable[..., Cluster], capsys: pytest.CaptureF
     assert second.startswith("k")
 
 
-def test_a_command_that_is_not_there_is_not_sent(
-    cluster: Callable[..., Cluster], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_is_checked_before_it_is_sent(
+    cluster: Callable[..., Cluster], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --sweep the words are those of `raygrad sweep`, whatever they are."""
     there = cluster(a_job("SUCCEEDED", 0))
-    app = typer.Typer()
-
-    @app.command("sweep")
-    def sweep(recipe: str, samples: int = 1, run_root: str = "runs") -> None: ...
-
-    @app.command("other")
-    def other() -> None: ...
-
-    monkeypatch.setattr(cli.app, "registered_commands", [*cli.app.registered_commands, *app.registered_commands])
-    said(capsys, "job", "submit", "--sweep", "digits", "--samples", "40", "--run-root", "/r")
-    assert there.sent[0][0][3:] == ["sweep", "digits", "--samples", "40", "--run-root", "/r"]
-    assert "--samples" in said(capsys, "job", "submit", "--sweep", "digits", "--samples", "x", code=2)
+    space = ["--alpha", "loguniform(0.01,0.5)", "--samples", "40", "--run-root", "/r"]
+    said(capsys, "job", "submit", "--sweep", "digits", *space)
+    assert there.sent[0][0][3:] == ["sweep", "digits", *space]
+    for words, told in (
+        (["--samples", "x"], "--samples"),
+        (["--alpha", "loguniform(0.5,0.01)"], "alpha"),
+        (["--set", "algorithm.bta=1,2"], "did you mean beta"),
+        (["--alpha", "0.1"], "the search space is empty"),
+        (["--alpha", "0.1,0.2", "--time-budget", "soon"], "is no time"),
+    ):
+        assert told in said(capsys, "job", "submit", "--sweep", "digits", "--run-root", "/r", *words, code=2)
+    assert len(there.sent) == 1
 
 
 # --- following through a bad connection -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from raygrad.commands import options, output, train
+from raygrad.commands import options, output, sweeps, train
 from raygrad.errors import BadInput, JobLost, Stopped
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 
-CHECKS: Mapping[str, "Check"] = {"run": train.check}
+CHECKS: Mapping[str, "Check"] = {"run": train.check, "sweep": sweeps.check}
 """What is checked here of a command before it is sent. A command without a check is only parsed."""
 STOPPED = 143
 """The exit code for a job that was stopped and left no checkpoint, as far as is known."""

@@ -1,10 +1,10 @@
 """`raygrad sweep`."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,13 +14,24 @@ from raygrad.errors import BadInput, Stopped
 
 if TYPE_CHECKING:
     from raygrad.commands.experiments import Chosen
-    from raygrad.sweep import LoadedSweep
+    from raygrad.experiment import Experiment
+    from raygrad.sweep import LoadedSweep, Sweep
 
 SPACE, SEARCH = "Search space", "Search"
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
+SHORT = {"algorithm": "algorithm", "alpha": "algorithm.lr", "beta": "algorithm.beta", "k": "local.steps"}
+"""Dimensions that have an option of their own, by its name."""
+SAME = (
+    "samples", "search", "scheduler", "seeds", "communications", "hosts_per_trial", "max_concurrent", "metric", "mode",
+    "seed", "winner_seeds", "retries",
+)  # fmt: skip
+"""Options that are fields of a sweep."""
+
+
 def sweep(
+    ctx: typer.Context,
     recipe: options.Recipe = "digits",
     alpha: Annotated[
         str | None, typer.Option("--alpha", metavar="EXPR", help="Values of algorithm.lr.", rich_help_panel=SPACE)
@@ -172,11 +183,8 @@ def sweep(
             "address": address, "gpus_per_host": gpus_per_host, "device": device, "numerics": numerics,
             "data_root": data_root, "shard_root": shard_root, "track": track,
         }  # fmt: skip
-        short = {
-            "algorithm": algorithm, "algorithm.lr": alpha, "algorithm.beta": beta, "local.steps": k,
-        }  # fmt: skip
         if resume is not None:
-            if any(v is not None for v in (*short.values(), settings, start, rounds, communications)):
+            if any(ctx.params[n] is not None for n in (*SHORT, "settings", "start", "rounds", "communications")):
                 raise BadInput("--resume goes on with a sweep as it was begun; leave out its space, start and budget")
             loaded = sweeps.load(resume, run_root)
             where = experiments.place(place, loaded.where)
@@ -187,25 +195,47 @@ def sweep(
         else:
             where = experiments.place(place)
             experiments.check_reachable(where, run_root)
-            chosen, dimensions, words = _split(recipe, short, settings or [], rounds)
-            made = sweeps.Sweep(
-                chosen.experiment, dimensions, samples=samples, search=search, scheduler=scheduler, seeds=seeds,
-                communications=communications, hosts_per_trial=hosts_per_trial, max_concurrent=max_concurrent,
-                time_budget_s=None if time_budget is None else seconds(time_budget),
-                start=tuple(sweeps.space.point(p) for p in start or ()), metric=metric, mode=mode, seed=seed,
-                winner_seeds=winner_seeds, retries=retries,
-            )  # fmt: skip
+            made, words, called = asked(ctx.params)
             if data_root is not None:
                 words += ["--data-root", str(data_root)]
             with _stopping(run_root) as began:
                 loaded = sweeps.run(
-                    made, where, run_root=run_root, name=name or f"{chosen.name}-sweep", recipe=words, say=say,
-                    began=began,
-                )  # fmt: skip
+                    made, where, run_root=run_root, name=name or f"{called}-sweep", recipe=words, say=say, began=began
+                )
     if quiet:
         output.line(output.shown(loaded.folder))
     else:
         _finish(loaded, run_root)
+
+
+def asked(params: Mapping[str, Any]) -> tuple["Sweep", list[str], str]:
+    """The sweep that the command's options ask for, the words that name its experiment, and the recipe's name.
+
+    Raises BadInput for what can be known without data.
+    """
+    from raygrad.space import point
+    from raygrad.sweep import Sweep
+
+    chosen, dimensions, words = _split(
+        params["recipe"], {path: params[n] for n, path in SHORT.items()}, params["settings"] or [], params["rounds"]
+    )
+    budget = params["time_budget"]
+    made = Sweep(
+        chosen.experiment, dimensions, time_budget_s=None if budget is None else seconds(budget),
+        start=tuple(point(p) for p in params["start"] or ()), **{n: params[n] for n in SAME},
+    )  # fmt: skip
+    return made, words, chosen.name
+
+
+def check(params: Mapping[str, Any]) -> "Experiment | None":
+    """The experiment that is searched; None for a sweep that goes on. Raises BadInput."""
+    from raygrad import space
+
+    if params["resume"] is not None:
+        return None
+    made, *_ = asked(params)
+    made.with_settings(made.fitting(space.draw(made.dimensions, made.seed, 0)))  # are there such fields?
+    return made.experiment
 
 
 def seconds(text: str) -> float:

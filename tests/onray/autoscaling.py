@@ -55,7 +55,8 @@ def cluster(folder: Path) -> Iterator[str]:
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "cpu": {"resources": {"CPU": 1, "object_store_memory": 100 * 2**20}, **node},
         },
-        "head_node_type": "ray.head.default", "auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False,
+        "head_node_type": "ray.head.default", "auth": {}, "docker": {}, "file_mounts": {},
+        "file_mounts_sync_continuously": False,
         **{name: [] for name in empty},
     }  # fmt: skip
     file, log = folder / "autoscaling.json", folder / "head.log"

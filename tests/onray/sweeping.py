@@ -67,7 +67,10 @@ def main(folder: Path) -> None:
     Thread(target=disturb, daemon=True).start()
     done = sweeps.run(s, run_root=folder, name="nodes", say=lambda line: print(line, file=sys.stderr, flush=True))
     rows = done.trials().to_pylist()
-    found |= {"outcomes": [r["outcome"] for r in rows], "digests": [r["digest"] for r in rows]}
+    found |= {
+        "outcomes": [r["outcome"] for r in rows],
+        "trials": [[r["algorithm.lr"], r["rounds"], r["digest"]] for r in rows],
+    }
     ray.shutdown()
     cluster.shutdown()
     print(json.dumps(found))
