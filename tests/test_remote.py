@@ -594,6 +594,7 @@ def test_every_command_takes_an_address(
     assert said("digest", "again", "--run-root", str(tmp_path / "runs")) == digest + "\n"
 
 
+@pytest.mark.slow
 def test_on_ray(store: ObjectStore, tmp_path: Path) -> None:
     """The driver and its hosts, without a folder that they share but for the cache of the machine."""
     words = ["digits", "--hosts", "2", "--rounds", "2", "--set", "model=linear", "--quiet", "--no-report"]

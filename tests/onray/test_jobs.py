@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789abcdef0123456789abcdef"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

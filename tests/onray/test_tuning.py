@@ -78,6 +78,7 @@ def test_asha_stops_bad_trials_and_the_best_is_tested(experiment: Experiment, tm
     assert sweeps.resume(done.folder).trials().equals(done.trials())  # nothing is left to do
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_two_sweeps_at_once_and_one_is_killed_and_goes_on(tmp_path: Path) -> None:
     """There is room for one trial at a time, so one sweep waits. The killed one's table is as if it never was."""
@@ -112,6 +113,7 @@ def test_two_sweeps_at_once_and_one_is_killed_and_goes_on(tmp_path: Path) -> Non
     assert set(whole.trials()["outcome"].to_pylist()) == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_node_leaves_and_another_joins_during_a_sweep(tmp_path: Path) -> None:
     """In a process of its own, since a cluster of several nodes is another Ray."""
     script = Path(__file__).with_name("sweeping.py")
