@@ -225,7 +225,7 @@ class RayExecutor:
     def _take(self, ref: Any) -> None:
         call, now = self._calls.pop(ref), self._now
         try:
-            if self._loses_next:
+            if self._loses_next and call.wanted:
                 self._loses_next = False
                 raise ObjectLostError(ref.hex(), None, "")
             reply: GangReply = ray.get(ref)

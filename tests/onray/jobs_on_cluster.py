@@ -75,6 +75,7 @@ def digest(name: str, runs: Path) -> str:
 
 
 def main(folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.chdir(folder)
     here, there = folder / "here", folder / "there"
     (folder / "my_recipe.py").write_text(RECIPE)
