@@ -184,7 +184,7 @@ def sweep(
             "data_root": data_root, "shard_root": shard_root, "track": track,
         }  # fmt: skip
         if resume is not None:
-            if any(ctx.params[n] is not None for n in (*SHORT, "settings", "start", "rounds", "communications")):
+            if any(ctx.params[n] for n in (*SHORT, "settings", "start", "rounds", "communications")):
                 raise BadInput("--resume goes on with a sweep as it was begun; leave out its space, start and budget")
             loaded = sweeps.load(resume, run_root)
             where = experiments.place(place, loaded.where)
