@@ -616,7 +616,7 @@ def comparison_of(groups: Sequence[Group], target: float | None) -> tuple[list[s
             [v.best(measure) for v in g.runs],
             [v.newest.get(("test", measure)) for v in g.runs],
         ):
-            row.append(_spread([pair[1] for pair in found if pair is not None]))
+            row.append(spread([pair[1] for pair in found if pair is not None]))
         rows.append(row[: len(header)])
     return header, rows
 
@@ -639,14 +639,14 @@ def _costs(reached: Sequence[Reached | None]) -> list[str]:
 
 
 def _amount(values: Sequence[float]) -> str:
-    """`_spread` with about three digits."""
+    """`spread` with about three digits."""
     if len(values) == 1:
         return f"{values[0]:,.0f}" if values[0] >= 1000 else f"{values[0]:.4g}"
     digits = len(str(int(np.mean(values)))) if values else 0
-    return _spread(values, max(0, 3 - digits))
+    return spread(values, max(0, 3 - digits))
 
 
-def _spread(values: Sequence[float], decimals: int = 4) -> str:
+def spread(values: Sequence[float], decimals: int = 4) -> str:
     """`mean ± sample standard deviation`; one value stands alone. Small means keep three digits."""
     if not values:
         return "–"

@@ -178,8 +178,7 @@ def create(
     """
     root = _root(run_root)
     check_where(where)
-    plan, *_ = [make_plan(e, where, shard_root(where, root / name / "x")) for _, e in experiment.stages()]
-    experiment = replace(plan.experiment, rounds=experiment.rounds, changes=experiment.changes)
+    plan, experiment = planned(experiment, where, shard_root(where, root / name / "x"))
     for note in plan.notes:
         say(note)
     if plan.state_bytes:
@@ -191,6 +190,15 @@ def create(
         writer.close(1)
         _write_experiment(made.folder, name, experiment)
     return made
+
+
+def planned(experiment: Experiment, where: Where, shards: Path | Url) -> tuple[Plan, Experiment]:
+    """The plan of the experiment's first stage, and the whole experiment as its run records it.
+
+    `shards` is the folder or address of prepared data. Raises BadInput, also for a later stage that cannot be.
+    """
+    first, *_ = [make_plan(stage, where, shards) for _, stage in experiment.stages()]
+    return first, replace(first.experiment, rounds=experiment.rounds, changes=experiment.changes)
 
 
 @contextmanager

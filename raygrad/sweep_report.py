@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raygrad import html, pictures
-from raygrad.report import leaf
+from raygrad.report import leaf, spread
 from raygrad.space import SHOWN, Range
 from raygrad.sweep import LoadedSweep, best_settings
 from raygrad.trial import evaluations
@@ -136,7 +136,7 @@ def table(loaded: LoadedSweep) -> tuple[list[str], list[list[str]]]:
     rows = []
     for h in heads:
         said = ", ".join(f"{SHOWN.get(n, n)} {leaf(v)}" for n, v in h.settings.items() if n != "algorithm")
-        row = [h.algorithm or loaded.name, said, f"{h.searched:.4f}", _mean(h.validation), _mean(h.test)]
+        row = [h.algorithm or loaded.name, said, f"{h.searched:.4f}", spread(h.validation), spread(h.test)]
         if compared:
             row.append("" if h.against is None else _compared(h.against))
         rows.append(row)
@@ -194,13 +194,6 @@ def _protocol(loaded: LoadedSweep) -> str:
 def _compared(against: tuple[float, float, float, float, int]) -> str:
     mean, low, high, p, pairs = against
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}], p {p:.2g}, {pairs} pairs"
-
-
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
 
 
 def _known(rows: Sequence[Row], name: str) -> tuple[float, ...]:

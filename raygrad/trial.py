@@ -8,7 +8,7 @@ whoever stops or kills it loses nothing that was reported.
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,6 @@ from raygrad import checkpoint, storage, tables
 from raygrad import run as engine
 from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged
 from raygrad.experiment import Experiment, Where
-from raygrad.plan import make_plan
 from raygrad.runs import LoadedRun, is_run, locked
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ class Job:
             return engine.create(self.experiment, where, run_root=self.root, name=self.name, id=self.id)
         _wait_until_free(self.folder)
         record = storage.read_json(self.folder / "experiment.json")
-        root = engine.shard_root(where, self.folder)
-        plan, *_ = [make_plan(e, where, root) for _, e in self.experiment.stages()]
-        experiment = replace(plan.experiment, rounds=self.experiment.rounds, changes=self.experiment.changes)
+        _, experiment = engine.planned(self.experiment, where, engine.shard_root(where, self.folder))
         if record.get("hash") != experiment.hash:
             raise BadInput(f"{self.folder} is a run of another experiment; remove it, or start a new sweep")
         return LoadedRun(self.folder, self.name, experiment, where)

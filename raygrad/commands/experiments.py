@@ -262,16 +262,13 @@ def continued(chosen: Chosen, where: Where, run_root: str | Path, name: str) -> 
     number of rounds and what happens to failing clients may change.
     """
     from raygrad import run as engine
-    from raygrad.plan import make_plan
     from raygrad.runs import load, newest
 
     found = newest(name, run_root)
     if found is None:
         return None
     there = load(str(found))
-    (_, first), *_ = chosen.experiment.stages()
-    asked = make_plan(first, where, engine.shard_root(where, there.at)).experiment
-    asked = replace(asked, rounds=chosen.experiment.rounds, changes=chosen.experiment.changes)
+    _, asked = engine.planned(chosen.experiment, where, engine.shard_root(where, there.at))
     if asked.hash != there.experiment.hash:
         field, before, now = first_difference(there.experiment.to_json(), asked.to_json())
         raise BadInput(

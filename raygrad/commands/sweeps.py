@@ -302,31 +302,24 @@ def _is_list(config: ModuleType, base: object, path: str, text: str) -> bool:
 
 def _finish(loaded: "LoadedSweep", run_root: str) -> None:
     """What came of it, the best settings, and how to repeat them."""
-    from raygrad import sweep as sweeps
-    from raygrad import sweep_report
+    from raygrad import space, sweep_report
+    from raygrad.report import spread
 
     rows = loaded.trials().to_pylist()
     outcomes = [r["outcome"] for r in rows if r["role"] == "search"]
     counts = [f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)]
     told = [("sweep", output.run_name(loaded.folder, run_root)), ("runs", ", ".join(counts))]
-    s = loaded.sweep
-    heads = sweeps.best_settings(loaded)
+    s, heads = loaded.sweep, sweep_report.best(loaded)
     if not heads:
         told.append(("best", "none: no trial finished; give wider ranges of smaller step sizes, or more rounds"))
-    commands = []
     for head in heads:
-        shown = " ".join(f"{sweeps.SHOWN.get(n, n)} {v}" for n, v in head["settings"].items())
+        shown = " ".join(f"{space.SHOWN.get(n, n)} {v}" for n, v in head.settings.items())
         seeds = f", mean of {s.seeds} seeds" if s.seeds > 1 else ""
-        told.append(("best", f"{shown}: validation {s.measure} {head['value']:.4g}{seeds} (trial {head['trial']})"))
-        fresh = [r for r in rows if r["role"] == "winner" and r["trial"] == head["trial"]]
-        tests = [r["test"] for r in fresh if r["test"] is not None]
-        if tests:
-            mean = sum(tests) / len(tests)
-            spread = (sum((t - mean) ** 2 for t in tests) / max(1, len(tests) - 1)) ** 0.5
-            again = f" ± {spread:.2g}, {len(tests)} fresh seeds" if len(tests) > 1 else ", a fresh seed"
-            told.append(("test", f"{s.measure} {mean:.4g}{again}"))
-        repeated = (fresh or [r for r in rows if r["trial"] == head["trial"]])[0]
-        commands.append(("again", loaded.command(repeated)))
+        told.append(("best", f"{shown}: validation {s.measure} {head.searched:.4g}{seeds} (trial {head.trial})"))
+        if head.test:
+            again = f"{len(head.test)} fresh seeds" if len(head.test) > 1 else "a fresh seed"
+            told.append(("test", f"{s.measure} {spread(head.test)}, {again}"))
+    commands = [("again", head.command) for head in heads]
     output.line("")
     page = sweep_report.write(loaded)
     output.pairs(
