@@ -4,7 +4,7 @@ A round is the unit of atomicity: the server's state and the clients' states are
 returns. Who counts is decided on the modelled clock before anything is computed; real time decides nothing.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Protocol, cast
@@ -312,7 +312,8 @@ class Driver:
     def collect(self, runs: list[tuple[Phase, list[Gang]]]) -> Collected:
         """Run gangs, each list in its phase, and put their answers together.
 
-        A client that fails for good is left out and its gang runs again, as if the client had not taken part.
+        A client that fails for good is left out and its gang runs again, as if the client had not taken part. A gang
+        that is lost for good though no client of it kills a host runs again, once.
         """
         order = [gang for _, gangs in runs for gang in gangs]
         leaf = {gang.index: i for i, gang in enumerate(order)}
@@ -322,7 +323,7 @@ class Driver:
         operations: list[Operation] = []
         failed: dict[int, str] = {}
         for phase, gangs in runs:
-            todo = [g for g in gangs if len(g.working)]
+            todo, cleared = [g for g in gangs if len(g.working)], set[int]()
             while todo:
                 answers: dict[int, GangReply] = {}
                 for done in self.executor.run(phase, map(self._with_states, todo)):
@@ -335,11 +336,14 @@ class Driver:
                 again = []
                 for gang in todo:
                     reply = answers.get(gang.index)
-                    failure = self._killer(phase, gang, operations) if reply is None else reply.failure
+                    failure = self._killer(phase, gang, operations, cleared) if reply is None else reply.failure
                     if failure is not None:
                         failed[failure.client] = self._decide(phase, failure)
                         again.append(without(gang, failure.client))
-                    elif reply is not None:
+                    elif reply is None:
+                        cleared.add(gang.index)
+                        again.append(gang)
+                    else:
                         replies[gang.index] = reply
                         clients[gang.index] = gang.working
                 todo = [g for g in again if len(g.working)]
@@ -371,10 +375,13 @@ class Driver:
             )
         return {"nan": REJECTED, "data": DAMAGED, "killer": KILLER}[failure.kind]
 
-    def _killer(self, phase: Phase, gang: Gang, operations: list[Operation]) -> Failure:
-        """The client that kills the hosts that run `gang`. Raises Stopped when there is none or it is not looked for.
+    def _killer(
+        self, phase: Phase, gang: Gang, operations: list[Operation], cleared: Collection[int]
+    ) -> Failure | None:
+        """The client that kills the hosts that run `gang`, or None if no client does so alone.
 
-        Halves of the gang are run; their answers are thrown away.
+        Halves of the gang are run; their answers are thrown away. Raises Stopped if nobody shall be looked for, or if
+        nobody was found before (the gang is among those `cleared`).
         """
         suspects = gang.working
         lost = [o.outcome for o in operations if o.gang == gang.index and o.outcome.startswith(("lost", "hung"))]
@@ -386,13 +393,15 @@ class Driver:
                 f"{where} was lost {why}; resume, or look for the client that kills its hosts and go on without it: "
                 "resume with --set failures.killer=skip"
             )
+        if gang.index in cleared:
+            raise Stopped(f"{where} was lost {why}; but no client of it kills a host alone; resume")
         index = -1  # no gang of the cohort's: nothing that is kept for those is touched
         while len(suspects) > 1:
             half = suspects[: -(-len(suspects) // 2)]
             suspects = half if self._kills(phase, gang, half, index, operations) else suspects[len(half) :]
             index -= 1
         if not self._kills(phase, gang, suspects, index, operations):
-            raise Stopped(f"{where} was lost {why}; but no client of it kills a host alone; resume")
+            return None
         return Failure("killer", f"{where}: client {suspects[0]} kills its hosts", int(suspects[0]))
 
     def _kills(self, phase: Phase, gang: Gang, some: np.ndarray, index: int, operations: list[Operation]) -> bool:

@@ -1,5 +1,6 @@
 """The driver's promises: what is charged, who is asked, which weights and step sizes count, what is read and when."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,15 +16,17 @@ from raygrad.algorithms.scaffold import Scaffold
 from raygrad.contract import Answer, Ask, Cohort, Round, Task
 from raygrad.data.shards import Shards
 from raygrad.driver import Driver
+from raygrad.errors import Stopped
 from raygrad.executors.inprocess import InProcess
-from raygrad.experiment import Evaluation, Experiment, Probe, Where
+from raygrad.experiment import Evaluation, Experiment, Gangs, Probe, Where
+from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.plan import Plan, make_plan
 from raygrad.run import create, evaluate, play
 from raygrad.samplers import Uniform
 from raygrad.schedules import Constant, Cosine, Exponential, Schedule, Step, Warmup
 from raygrad.states import StateStore
-from raygrad.talk import ServerState
+from raygrad.talk import ANSWERED, Done, Failures, Operation, ServerState
 from raygrad.verify import problem
 
 # Communications per round, and how many vectors of the model's size go down and up per client.
@@ -255,6 +258,34 @@ class Reweighs(FedAvg):
         other = Cohort(cohort.clients, 2 * cohort.weights, cohort.population)
         r = yield Ask(self.local, other, {"x": state.x})
         return replace(state, x=state.x + r.mean("delta"))
+
+
+@dataclass
+class Unlucky:
+    """Loses each gang of two clients or more for good, `times` times; whoever is alone is answered."""
+
+    inner: InProcess
+    times: int
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        for gang in gangs:
+            if len(gang.working) > 1 and self.times:
+                self.times -= 1
+                yield Done(gang.index, None, Operation(gang.index, "h", 3, 2, 0.0, 0.0, 0, 0, "lost for good: Unlucky"))
+            else:
+                yield from self.inner.run(phase, [gang])
+
+
+def test_a_gang_that_is_lost_though_nobody_kills_its_host_runs_again(tmp_path: Path) -> None:
+    """Once more: then it is for the user to find out why."""
+    e = replace(problem(FedAvg(), 2), gangs=Gangs(2, "loop"), failures=Failures(killer="skip"))
+    d, plan, state = driver(e, tmp_path)
+    expected = d.play(state, 1).state.algorithm.x
+    played = replace(d, executor=Unlucky(InProcess(plan.spec), 1)).play(state, 1)
+    assert torch.equal(played.state.algorithm.x, expected)
+    assert (played.talk.fates.outcome == ANSWERED).all()
+    with pytest.raises(Stopped, match=r"lost 2 times.* no client of it kills a host alone"):
+        replace(d, executor=Unlucky(InProcess(plan.spec), 2)).play(state, 1)
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:

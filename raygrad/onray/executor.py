@@ -1,8 +1,8 @@
 """Runs gangs on host actors: carries out what the schedule decides.
 
 A phase is put once and gang calls name the reference; a small one travels in the calls themselves. Calls are at most
-once: what a lost or hung host owed is asked again elsewhere, three times at most. A call outlives its phase if its gang
-was answered by another host: then its host is busy until it answers, and that answer is dropped.
+once: what a lost or hung host owed is asked again elsewhere, until three hosts died at it. A call outlives its phase
+if its gang was answered by another host: then its host is busy until it answers, and that answer is dropped.
 """
 
 import sys
@@ -28,7 +28,9 @@ from raygrad.runner import HostSpec
 from raygrad.talk import Done, Operation
 
 ATTEMPTS = 3
-"""On so many hosts a gang is lost before it is given up."""
+"""So many hosts die or hang at a gang before it is given up..."""
+TRIES = 12
+"""... or so many tries come to nothing, whatever the reason: objects may be lost, or hosts die at other gangs."""
 SMALL_PHASE = 256 * 2**10
 """Up to so many bytes a phase goes along with each call: a put and its fetches cost more than sending it twice."""
 LOOK_S = 1.0
@@ -134,7 +136,7 @@ class RayExecutor:
     def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
         """The gangs' replies, as they come, and failed attempts without one.
 
-        A gang that was lost on three hosts has no reply; the outcome of its last attempt begins with "lost for good".
+        A gang at which three hosts died has no reply; the outcome of its last attempt begins with "lost for good".
         Raises Stopped if there are no hosts for too long.
         """
         self._begin(phase)
@@ -232,7 +234,7 @@ class RayExecutor:
         except TaskCancelledError:  # it never began
             self._schedule.ended(call, now)
         except ObjectLostError as e:
-            if isinstance(e, RayTaskError):  # the host is well, but what it was sent is gone: send it again
+            if isinstance(e, RayTaskError):  # what the host was sent is gone: send it again
                 self._references.clear()
             self._failed(call, type(e).__name__ if not isinstance(e, RayTaskError) else type(e.cause).__name__)
         except LOST as e:
@@ -282,14 +284,17 @@ class RayExecutor:
 
     # --- what goes wrong --------------------------------------------------------------------------------------------
 
-    def _failed(self, call: Call, why: str, outcome: str = "lost", blamed: bool = True) -> None:
-        """An attempt has come to nothing: the gang is owed again, unless another attempt is under way."""
+    def _failed(self, call: Call, why: str, outcome: str = "lost") -> None:
+        """An attempt has come to nothing: the gang is owed again, unless another attempt is under way.
+
+        Only the gang at which its host died is blamed for it: not one that waited there, nor one whose answer was lost.
+        """
         job = call.job
         self._schedule.ended(call, self._now)
         if not call.wanted:
             return
-        job.losses += blamed
-        if job.losses >= ATTEMPTS and not job.calls:
+        job.losses += call.host.died_at is call
+        if (job.losses >= ATTEMPTS or job.tries >= TRIES) and not job.calls:
             self._unanswered -= 1
             outcome = "lost for good"
         elif not job.calls:
@@ -298,11 +303,12 @@ class RayExecutor:
 
     def _bury(self, host: Host) -> None:
         if host in self.pool.hosts:
+            host.died_at = host.calls[0]
             self.pool.bury(host)
             self._schedule.gone(host)
 
     def _end_hung(self) -> None:
-        """Kill hosts that hang. Those that waited behind the gang on which they do are not blamed."""
+        """Kill hosts that hang."""
         now = self._now
         if now < self._look_s:
             return
@@ -315,4 +321,4 @@ class RayExecutor:
             for call in (head, *behind):
                 del self._calls[call.ref]
                 after = f"for {now - head.began_s:.0f} s"
-                self._failed(call, after, "hung" if call is head else "lost behind one that hung", call is head)
+                self._failed(call, after, "hung" if call is head else "lost behind one that hung")

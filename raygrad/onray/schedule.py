@@ -37,11 +37,14 @@ SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
 
 @dataclass(eq=False)
 class Host:
-    """The driver's picture of one actor. `name` is None until it said hello; it works through `calls` in order."""
+    """The driver's picture of one actor. `name` is None until it said hello; it works through `calls` in order, and
+    `died_at` is the one that it died at.
+    """
 
     actor: Any
     name: str | None = None
     calls: list["Call"] = field(default_factory=list)
+    died_at: "Call | None" = None
 
     @property
     def machine(self) -> str:
@@ -55,7 +58,7 @@ class Host:
 
     @property
     def alone(self) -> bool:
-        """Whether it runs a gang that was lost before: then no other beside it."""
+        """Whether it runs a gang at which a host died: then no other beside it."""
         return any(c.job.losses for c in self.calls)
 
 
@@ -208,7 +211,7 @@ class Schedule:
     def _pick(self, host: Host) -> int | None:
         """Which waiting gang `host` should take: its own scratch's first, then the one whose clients it served last.
 
-        A gang that was lost before runs alone, so that if its host dies again no other gang is blamed.
+        A gang at which a host died runs alone: no other is to be lost with it.
         """
         best, most = None, -1
         for i, job in enumerate(self.waiting):

@@ -362,6 +362,37 @@ def test_planned_faults_really_happen(what: What, lost: str, tmp_path: Path, mon
     executor.close()
 
 
+def test_a_gang_is_not_blamed_for_what_others_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers and phases are lost, and twice all hosts, in one phase: no gang is given up."""
+    monkeypatch.setattr("raygrad.onray.executor.SMALL_PHASE", 0)
+    plan = planned(replace(problem(FedGA(), 6), gangs=Gangs(1, "loop")), tmp_path)
+    expected, _ = play(plan, InProcess(plan.spec), 2, tmp_path / "here")
+    executor = RayExecutor(plan.spec, 2)
+    faults = [Fault(what, 2, 1, gang=gang) for gang in (1, 2, 3) for what in ("object", "node")][:-1]
+    found, outcomes = play(plan, Faulty(executor, faults, pytest.fail, pytest.fail), 2, tmp_path / "there")
+    executor.close()
+    assert torch.equal(found.algorithm.x, expected.algorithm.x)
+    assert faults == [] and sum(o.startswith("lost") for o in outcomes) >= 5
+
+
+def test_those_that_wait_at_a_host_are_not_blamed_for_its_death(tmp_path: Path) -> None:
+    """A client kills each of its hosts; what waited behind it is never given up."""
+    plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
+    examples = plan.shards.examples
+    algorithm = replace(plan.experiment.algorithm, victim=float(examples[0]))  # pyright: ignore[reportArgumentType]
+    phase = Phase(("test", 1), 0, algorithm.gradient, {"x": plan.x.numpy()}, {}, (), "train", 1.0, None, True)
+    killer, *others = alone(plan)
+    gangs = [killer, *(g for g in others if examples[g.clients[0]] != examples[0])][:3]
+    executor = RayExecutor(plan.spec, 1)
+    done = list(executor.run(phase, gangs))
+    executor.close()
+    ends = {d.gang: d.operation.outcome for d in done}  # the last of each
+    assert ends == {gangs[0].index: "lost for good: ActorDiedError"} | {g.index: "answered" for g in gangs[1:]}
+    lost = [d.gang for d in done if d.operation.outcome.startswith("lost")]
+    assert lost.count(killer.index) == 3
+    assert len(lost) > 3  # somebody waited there
+
+
 def test_a_gang_that_is_lost_for_good_is_said_to_be(tmp_path: Path) -> None:
     """The others are answered all the same, and hosts are there for the next phase."""
     plan = planned(problem(DiesOnce(marker=str(tmp_path / "m"), phase="gradient", victim=-1, always=True)), tmp_path)
