@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     TIES = 13
     FAULTS = 14
     SWEEP = 15
+    POPULATION = 16
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

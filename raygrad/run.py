@@ -269,6 +269,7 @@ def fork(
     where: Where | None = None,
     rounds: int | None = None,
     round: int | None = None,
+    id: str | None = None,
 ) -> LoadedRun:
     """A new run that goes on from the checkpoint of `run` after `round` (None: the newest) with changed `settings`.
 
@@ -285,7 +286,7 @@ def fork(
     if experiment.rounds < done:
         raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done}; ask for more")
     where = where or run.where
-    with _making(_root(run_root), name, experiment, where) as made:
+    with _making(_root(run_root), name, experiment, where, id) as made:
         for file in ("data.json", "numerics.json"):
             storage.write_json(made.folder / file, storage.read_json(run.folder / file))
         for table in tables.TABLES:

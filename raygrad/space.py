@@ -70,6 +70,17 @@ class Range:
         steps = min(self._last, max(self._first, steps))
         return steps if self.whole else short(steps * self.step)
 
+    def near(self, value: int | float, factor: float) -> int | float:
+        """`value` times `factor` as a value of the range; where there are steps it moves by one at least."""
+        found = value * factor
+        if self.step is not None:
+            steps, to = round(value / self.step), round(found / self.step)
+            if to == steps and value:
+                to += 1 if factor > 1 else -1
+            steps = min(self._last, max(self._first, to))
+            return steps if self.whole else short(steps * self.step)
+        return min(self.high, max(self.low, short(found)))
+
     @property
     def _first(self) -> int:
         return ceil(self.low / (self.step or 1) - 1e-9)

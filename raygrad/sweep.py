@@ -12,7 +12,7 @@ go on from their runs' checkpoints, and what a scheduler or a search has learned
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from math import isnan, lcm
@@ -28,7 +28,7 @@ from raygrad.contract import Cohort, asks_first
 from raygrad.devices import NotModelled
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
-from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.experiment import CHANGEABLE, SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
 from raygrad.remote import location
@@ -57,6 +57,9 @@ class Sweep:
     as many rounds as `communications` allow. `start` are settings that are tried first. `hosts_per_trial` hosts are
     reserved for each trial, and used by its seeds in turn. The best setting, or of each algorithm the best, is run
     again with `winner_seeds` seeds that the search has not seen, and only then tested.
+
+    With the scheduler "pbt" the samples are a population: its trials are compared `generations` times, each but the
+    last time the worst end, and forks of the best with settings nearby take their places (`raygrad.population`).
     """
 
     experiment: Experiment
@@ -75,13 +78,14 @@ class Sweep:
     seed: int = 0
     winner_seeds: int = 3
     retries: int = 3
+    generations: int = 5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "space", {space.field_of(n): _text(v) for n, v in self.space.items()})
         object.__setattr__(self, "start", tuple({space.field_of(n): v for n, v in p.items()} for p in self.start))
         for name, lowest in (
             ("samples", 1), ("seeds", 1), ("communications", 1), ("hosts_per_trial", 1), ("max_concurrent", 1),
-            ("seed", 0), ("winner_seeds", 0), ("retries", 0),
+            ("seed", 0), ("winner_seeds", 0), ("retries", 0), ("generations", 2),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -89,7 +93,7 @@ class Sweep:
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise BadInput(f"time_budget_s is {self.time_budget_s}; it must be > 0")
         if self.scheduler == "pbt":
-            raise BadInput("scheduler pbt is not there yet; use asha, median or hyperband")
+            self._check_population()
         for path in ("seed", "rounds"):
             if path in self.space:
                 raise BadInput(f"{path} cannot be a dimension; use seeds, and rounds or communications, of the sweep")
@@ -104,10 +108,28 @@ class Sweep:
         if self.metric is not None and self.metric not in measured:
             raise unknown("metric", self.metric, measured)
 
+    def _check_population(self) -> None:
+        if self.search == "optuna":
+            raise BadInput("scheduler pbt finds new settings itself, and so does search optuna: choose one of them")
+        if self.time_budget_s is not None:
+            raise BadInput("scheduler pbt compares trials after the same rounds; leave out time_budget_s")
+        for name in self.space:
+            part, _, field = name.partition(".")
+            if not field or part not in CHANGEABLE:
+                raise BadInput(
+                    f"scheduler pbt changes settings of a run on the way, and {name} cannot change; dimensions may be "
+                    f"fields of {', '.join(CHANGEABLE)}, such as alpha, beta and K"
+                )
+
     @cached_property
     def dimensions(self) -> dict[str, Expression]:
         """What each field's values may be."""
         return {name: space.parse(text, SHOWN.get(name, name)) for name, text in self.space.items()}
+
+    @property
+    def grows(self) -> bool:
+        """Whether settings are found on the way."""
+        return self.search == "optuna" or self.scheduler == "pbt"
 
     @property
     def measure(self) -> str:
@@ -191,7 +213,11 @@ def _text(value: object) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A trial: its number, the sample that gave it, its settings, its seeds and how many rounds it has."""
+    """A trial: its number, the sample that gave it, its settings, its seeds and the communications of a round.
+
+    One of a population ends after round `until`, if that is not None, and may go on. One that was forked has its
+    `parent`'s number, the round after which that was, and the sample whose place it has taken.
+    """
 
     trial: int
     sample: int
@@ -200,6 +226,23 @@ class Point:
     seeds: tuple[int, ...]
     charge: int  # communications of a round
     role: Literal["search", "winner"] = "search"
+    until: int | None = None
+    parent: int | None = None
+    forked_at: int = 0
+
+    def fork(self, trial: int, sample: int, settings: Settings, after: int) -> "Point":
+        """A trial that plays what this one has, and other settings from after that round on."""
+        changed = (f"{after}:{n}={space.text_of(v)}" for n, v in settings.items() if v != self.settings[n])
+        experiment = replace(self.experiment, changes=(*self.experiment.changes, *changed))
+        return replace(
+            self, trial=trial, sample=sample, settings=settings, experiment=experiment, parent=self.trial,
+            forked_at=after,
+        )  # fmt: skip
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether rounds are left when it ends."""
+        return self.until is not None and self.until < self.experiment.rounds
 
     def jobs(self, folder: Path) -> list[Job]:
         """Its runs, one for each seed."""
@@ -239,11 +282,11 @@ class Maker:
         return self.sweep.communications or max(self._charges.values()) * self.sweep.experiment.rounds
 
     def known(self, folder: Path | None = None) -> list[Point]:
-        """The points that are known before anything is played, each once; those that a guided search has added to the
-        sweep in `folder`, too.
+        """The points that are known before anything is played, each once; those that were added to the sweep in
+        `folder` on the way, too.
         """
         self._check_lacking()
-        if self.sweep.search == "optuna":
+        if self.sweep.grows:
             self._check_ends()
             if folder is not None and (recorded := remembered(folder)):
                 return recorded_points(self, recorded)
@@ -254,6 +297,15 @@ class Maker:
             point = self.point(len(found), sample, settings)
             if point is not None:
                 found.append(point)
+        if self.sweep.scheduler == "pbt":
+            if len(found) < 2:
+                raise BadInput(f"scheduler pbt compares trials, and there is {len(found)}; give more samples")
+            evaluation = found[0].experiment.evaluation
+            if found[0].experiment.rounds < 2 * evaluation.every:
+                raise BadInput(
+                    f"scheduler pbt compares trials on the way, but with {found[0].experiment.rounds} rounds and "
+                    f"evaluation.every={evaluation.every} they are judged once, at the end; allow more rounds"
+                )
         return found
 
     def point(self, trial: int, sample: int, settings: Settings, repeat: bool = False) -> Point | None:
@@ -303,7 +355,7 @@ class Maker:
         lacking = [SHOWN.get(n, n) for n in wanted if n not in settings]
         if lacking:
             raise BadInput(f"a starting point lacks {', '.join(lacking)}: it gives a value to every dimension")
-        if self.sweep.search == "optuna":
+        if self.sweep.grows:
             for name, value in settings.items():
                 expression = dimensions[name]
                 if not (expression.holds(value) if isinstance(expression, Range) else value in expression.values):
@@ -338,14 +390,14 @@ class Maker:
 
 
 def remembered(folder: Path) -> list[dict[str, Any]]:
-    """The points that a guided search has come to, in order."""
+    """The points that a search which finds them on the way has come to, in order."""
     path = folder / "points.json"
     return storage.read_json(path)["points"] if path.is_file() else []
 
 
 def remember(folder: Path, *points: Point) -> None:
-    """Add points to those that a guided search has come to."""
-    new = [{"trial": p.trial, "sample": p.sample, "settings": p.settings} for p in points]
+    """Add points to those that a search has come to."""
+    new = [{n: getattr(p, n) for n in ("trial", "sample", "settings", "parent", "forked_at")} for p in points]
     with storage.run_storage(folder):
         found = {"schema_version": SCHEMA_VERSION, "points": [*remembered(folder), *new]}
         storage.write_json(folder / "points.json", found)
@@ -353,8 +405,15 @@ def remember(folder: Path, *points: Point) -> None:
 
 def recorded_points(maker: Maker, recorded: list[dict[str, Any]]) -> list[Point]:
     """Points as they were remembered."""
-    made = (maker.point(r["trial"], r["sample"], r["settings"], repeat=True) for r in recorded)
-    return [p for p in made if p is not None]
+    found: dict[int, Point] = {}
+    for r in recorded:
+        if r["parent"] is not None:
+            point = found[r["parent"]].fork(r["trial"], r["sample"], r["settings"], r["forked_at"])
+        else:
+            point = maker.point(r["trial"], r["sample"], r["settings"], repeat=True)
+        if point is not None:
+            found[point.trial] = point
+    return list(found.values())
 
 
 def _ends(expression: Expression) -> Sequence[Value]:
@@ -409,7 +468,7 @@ class LoadedSweep:
 
     def command(self, row: Row) -> str:
         """The command that repeats the run of a row of trials.parquet."""
-        if not self.recipe:
+        if not self.recipe or row["parent"] is not None:  # a fork's settings changed on the way
             return shlex.join(["raygrad", "run", str(self.folder / row["run"] / "experiment.json")])
         words = ["raygrad", "run", *self.recipe]
         settings = {n: row[n] for n in self.sweep.dimensions if row[n] is not None}
@@ -527,7 +586,7 @@ def run(
             "recipe": list(recipe), "sweep": sweep.to_json(),
         }  # fmt: skip
         storage.write_json(folder / "sweep.json", record)
-        if sweep.search == "optuna":
+        if sweep.grows:
             remember(folder, *points)
         began(loaded)
         _play(loaded, maker, points, say)
@@ -555,19 +614,19 @@ def _play(loaded: LoadedSweep, maker: Maker, points: list[Point], say: Say) -> N
 
     with locked(loaded.folder):
         book = Book(loaded.folder, loaded.sweep)
-        tuning.search(loaded, maker, points, book, say)
-        winners = winning_points(loaded, maker)
+        played = (tuning.evolve if loaded.sweep.scheduler == "pbt" else tuning.search)(loaded, maker, points, book, say)
+        winners = winning_points(loaded, played)
         tuning.replay(loaded, maker, winners, book, say)
 
 
-def winning_points(loaded: LoadedSweep, maker: Maker) -> list[Point]:
-    """The best settings with fresh seeds, one trial for each seed."""
-    found = []
-    for best in best_settings(loaded):
-        point = maker.point(best["trial"], best["trial"], best["settings"], repeat=True)
-        assert point is not None
-        found += [replace(point, seeds=(s,), role="winner") for s in loaded.sweep.fresh_seeds]
-    return found
+def winning_points(loaded: LoadedSweep, played: Iterable[Point]) -> list[Point]:
+    """The best of those that were played, with fresh seeds: one trial for each seed."""
+    by_trial = {p.trial: p for p in played}
+    return [
+        replace(by_trial[best["trial"]], seeds=(s,), role="winner", until=None)
+        for best in best_settings(loaded)
+        for s in loaded.sweep.fresh_seeds
+    ]
 
 
 def curve(loaded: LoadedSweep, point: Point) -> list[Evaluation]:

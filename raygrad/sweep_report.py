@@ -39,6 +39,7 @@ class Trial:
     value: float
     communications: int
     runs: tuple[str, ...] = field(repr=False)
+    parent: int | None = None
 
     @property
     def algorithm(self) -> str:
@@ -62,6 +63,7 @@ def trials(loaded: LoadedSweep) -> list[Trial]:
             Trial(
                 number, {n: rows[0][n] for n in loaded.sweep.dimensions if rows[0][n] is not None}, bad or outcomes[0],
                 value, max(r["communications"] for r in rows), tuple(r["run"] for r in rows if r["run"]),
+                rows[0]["parent"],
             )
         )  # fmt: skip
     return found
@@ -152,7 +154,8 @@ def write(loaded: LoadedSweep, out: Path | None = None) -> Path:
     budget = f"{c:,} communications" if c else f"{rounds:,} rounds"
     what = [
         ("trials", f"{len(found):,}: {counts}"),
-        ("search", f"{sweep.search}, seed {sweep.seed}; scheduler {sweep.scheduler}"),
+        ("search", f"{sweep.search}, seed {sweep.seed}; scheduler {sweep.scheduler}" + (
+            f", {sweep.generations} generations" if sweep.scheduler == "pbt" else "")),
         ("budget of a trial", budget),
         ("compared by", f"{sweep.measure} on validation data, mean of {sweep.seeds} seeds" if sweep.seeds > 1 else
          f"{sweep.measure} on validation data"),
@@ -183,6 +186,8 @@ def write(loaded: LoadedSweep, out: Path | None = None) -> Path:
 def _protocol(loaded: LoadedSweep) -> str:
     seeds = loaded.sweep.winner_seeds
     said = f"Mean ± standard deviation over {seeds} fresh seeds. The test set was looked at for these runs only."
+    if loaded.sweep.scheduler == "pbt":
+        said += " Settings that changed on the way are shown as they were at the end; fresh seeds repeat every change."
     if any(h.against for h in best(loaded)):
         said += (
             f" Differences are per seed, with the 95% interval and the p of a paired t-test; with {seeds} pairs only "
@@ -365,12 +370,18 @@ def _listed(loaded: LoadedSweep, found: list[Trial]) -> str:
     sign = 1 if loaded.sweep.better == "max" else -1
     names = list(loaded.sweep.dimensions)
     order = sorted(found, key=lambda t: (not isfinite(t.value), -sign * t.value if isfinite(t.value) else 0, t.number))
+    forked = any(t.parent is not None for t in found)
     rows = [
         [
             str(t.number), *(leaf(t.settings.get(n)) for n in names), t.outcome, f"{t.communications:,}",
-            f"{t.value:.4f}" if isfinite(t.value) else "–",
+            f"{t.value:.4f}" if isfinite(t.value) else "–", *([_origin(t)] if forked else []),
         ]
         for t in order
     ]  # fmt: skip
     shown = [SHOWN.get(n, n) for n in names]
-    return html.table(["trial", *shown, "outcome", "communications", loaded.sweep.measure], rows, "The best first")
+    header = ["trial", *shown, "outcome", "communications", loaded.sweep.measure, *(["forked from"] if forked else [])]
+    return html.table(header, rows, "The best first" + (". Settings are those at the end" if forked else ""))
+
+
+def _origin(trial: Trial) -> str:
+    return "" if trial.parent is None else f"trial {trial.parent}"

@@ -103,15 +103,16 @@ def evaluations(run: Path) -> list[Evaluation]:
 
 class Trial:
     """Plays jobs. `budget_s` is the wall time that all of them may take, None for any. With `tested` each finished run
-    is evaluated on the test set, else the test set is not touched. `charge` is the communications of a round, for the
+    is evaluated on the test set, else the test set is not touched. With `until` it ends after that round, and may be
+    gone on with. `charge` is the communications of a round, for the
     report of a trial that ends before its first evaluation. `lender` has hosts for it.
     """
 
     def __init__(
         self, jobs: Sequence[Job], where: Where, *, budget_s: float | None = None, tested: bool = False,
-        charge: int = 1, lender: "Lender | None" = None,
+        until: int | None = None, charge: int = 1, lender: "Lender | None" = None,
     ) -> None:  # fmt: skip
-        self._seeds = [_Seed(job, where, lender) for job in jobs]
+        self._seeds = [_Seed(job, where, lender, until or job.experiment.rounds) for job in jobs]
         self._budget_s, self._tested, self._charge = budget_s, tested, charge
         self._told = 0
         self._last: Report | None = None
@@ -159,8 +160,8 @@ class Trial:
         """The last report of a trial that did not reach another evaluation."""
         if outcome in ("finished", "time") and self._last is not None:
             return Report(self._last.round, self._last.communications, self._last.values, outcome, message, seed)
-        experiment = self._seeds[0].job.experiment
-        rounds = min(experiment.rounds, (self._told + 1) * experiment.evaluation.every)
+        first = self._seeds[0]
+        rounds = min(first.until, (self._told + 1) * first.job.experiment.evaluation.every)
         charge = self._last.communications / self._last.round if self._last is not None else self._charge
         return Report(rounds, max(1, round(rounds * charge)), {}, outcome, message, seed)
 
@@ -175,10 +176,10 @@ class Trial:
 
 
 class _Seed:
-    """One run of a trial."""
+    """One run of a trial, up to round `until`."""
 
-    def __init__(self, job: Job, where: Where, lender: "Lender | None") -> None:
-        self.job, self._where, self._lender = job, where, lender
+    def __init__(self, job: Job, where: Where, lender: "Lender | None", until: int) -> None:
+        self.job, self._where, self._lender, self.until = job, where, lender, until
         self.evaluations: list[Evaluation] = []
         self.elapsed_s = 0.0
         self._run: LoadedRun | None = None
@@ -187,14 +188,14 @@ class _Seed:
 
     @property
     def done(self) -> bool:
-        """Whether all rounds are played."""
-        return self._round >= self.job.experiment.rounds
+        """Whether its last round is played."""
+        return self._round >= self.until
 
     @property
     def last_evaluation(self) -> bool:
         """Whether no evaluation follows."""
         every = self.job.experiment.evaluation.every
-        return self.evaluations[-1].round + every > self.job.experiment.rounds
+        return self.evaluations[-1].round + every > self.until
 
     def open(self) -> None:
         if self._run is not None:

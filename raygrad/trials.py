@@ -21,6 +21,7 @@ _ROW: dict[str, tuple[pa.DataType, str]] = {
     "role": (pa.string(), "search, or winner: a best setting run again with a seed that the search has not seen"),
     "trial": (pa.int32(), "number of the trial, from 0; a winner has that of the trial whose settings it repeats"),
     "sample": (pa.int32(), "number of the sample, or of the grid's setting, from 0"),
+    "parent": (pa.int32(), "the trial from which this one was forked; null for others"),
     "seed": (pa.int64(), "the run's seed"),
     "outcome": (pa.string(), "finished, stopped (by the scheduler), diverged, time (its budget was spent) or failed"),
     "message": (pa.string(), "why it diverged or failed"),
@@ -53,7 +54,8 @@ def rows_of(
         mine = outcome if culprit in (-1, i) else "stopped"
         found: Row = dict.fromkeys(COLUMNS)
         found |= {
-            "role": point.role, "trial": point.trial, "sample": point.sample, "seed": seed, "outcome": mine,
+            "role": point.role, "trial": point.trial, "sample": point.sample, "parent": point.parent,
+            "seed": seed, "outcome": mine,
             "message": message or None, "rounds": 0, "communications": 0, "virtual_s": 0.0, "wall_s": 0.0,
         }  # fmt: skip
         found |= point.settings
@@ -129,7 +131,8 @@ class Book:
     def write(self) -> None:
         """Write the table, whole or not at all."""
         rows = [self._rows[key] for key in sorted(self._rows)]
-        columns = [*list(_ROW)[:4], *self._sweep.dimensions, *list(_ROW)[4:]]
+        at = list(_ROW).index("outcome")
+        columns = [*list(_ROW)[:at], *self._sweep.dimensions, *list(_ROW)[at:]]
         schema, arrays = [], []
         for name in columns:
             values = [row.get(name) for row in rows]

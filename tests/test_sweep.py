@@ -48,7 +48,13 @@ def test_survives_json(experiment: Experiment) -> None:
         ({"space": {}}, "the search space is empty"),
         ({"space": {"seed": "1,2"}}, "seed cannot be a dimension"),
         ({"samples": 0}, "samples is 0; it must be >= 1"),
-        ({"scheduler": "pbt"}, "pbt is not there yet"),
+        ({"scheduler": "pbt", "search": "optuna"}, "choose one of them"),
+        ({"scheduler": "pbt", "time_budget_s": 60.0}, "leave out time_budget_s"),
+        ({"scheduler": "pbt", "space": {"algorithm": "fedga,fedavg"}}, "algorithm cannot change"),
+        ({"scheduler": "pbt", "space": {"partition.clients": "5,6"}}, "partition.clients cannot change"),
+        ({"scheduler": "pbt", "samples": 1}, "scheduler pbt compares trials, and there is 1"),
+        ({"scheduler": "pbt", "communications": 4}, "judged once, at the end"),
+        ({"scheduler": "pbt", "generations": 1}, "generations is 1; it must be >= 2"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean accuracy"),
         ({"time_budget_s": 0}, "time_budget_s is 0; it must be > 0"),
         ({"space": {"algorithm.bta": "1,2"}}, "unknown field of algorithm .FedGA. 'bta'; did you mean beta"),
@@ -173,10 +179,10 @@ def test_the_best_of_each_algorithm_is_run_again_with_fresh_seeds(
     s = Sweep(
         experiment, {"algorithm": "fedga,fedavg", "alpha": "0.1,0.2"}, search="grid", seeds=2, winner_seeds=2
     )  # fmt: skip
-    maker = Maker(s, HERE, root)
+    played = points(s, root)
     book = Book(tmp_path, s)
     for point, (outcome, value) in zip(
-        maker.known(), [("finished", 0.5), ("finished", 0.7), ("stopped", 0.9), ("finished", 0.6)], strict=True
+        played, [("finished", 0.5), ("finished", 0.7), ("stopped", 0.9), ("finished", 0.6)], strict=True
     ):
         book.close(point, outcome)
         for row in book.rows(point):
@@ -186,7 +192,7 @@ def test_the_best_of_each_algorithm_is_run_again_with_fresh_seeds(
     heads = best_settings(loaded)
     assert [(h["trial"], h["value"]) for h in heads] == [(1, 0.7), (3, 0.6)]
     assert loaded.best() == heads[0]
-    winners = sweeps.winning_points(loaded, maker)
+    winners = sweeps.winning_points(loaded, played)
     assert [(p.trial, p.seeds, p.role) for p in winners] == [
         (1, (2,), "winner"), (1, (3,), "winner"), (3, (2,), "winner"), (3, (3,), "winner"),
     ]  # fmt: skip

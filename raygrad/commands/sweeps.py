@@ -25,7 +25,7 @@ SHORT = {"algorithm": "algorithm", "alpha": "algorithm.lr", "beta": "algorithm.b
 """Dimensions that have an option of their own, by its name."""
 SAME = (
     "samples", "search", "scheduler", "seeds", "communications", "hosts_per_trial", "max_concurrent", "metric", "mode",
-    "seed", "winner_seeds", "retries",
+    "seed", "winner_seeds", "retries", "generations",
 )  # fmt: skip
 """Options that are fields of a sweep."""
 
@@ -68,6 +68,9 @@ def sweep(
         Literal["none", "asha", "median", "hyperband", "pbt"],
         typer.Option("--scheduler", help="What stops bad trials, at equal communications.", rich_help_panel=SEARCH),
     ] = "none",
+    generations: Annotated[
+        int, typer.Option("--generations", help="With pbt: so often trials are compared.", rich_help_panel=SEARCH)
+    ] = 5,
     seeds: Annotated[
         int, typer.Option("--seeds", help="Seeds of each setting; their mean counts.", rich_help_panel=SEARCH)
     ] = 1,
@@ -165,6 +168,7 @@ def sweep(
     Examples
       raygrad sweep digits --alpha 'loguniform(0.01,0.5)' --beta 'uniform(0,0.4)' --K 1,5,10,20 --samples 40
       raygrad sweep digits --alpha 'loguniform(0.01,0.5)' --scheduler asha --seeds 3
+      raygrad sweep digits --alpha 'loguniform(0.01,0.5)' --samples 8 --scheduler pbt --generations 5
       raygrad sweep digits --search grid --alpha 0.05,0.1,0.2 --beta 'linspace(0,0.4,5)'
       raygrad sweep digits --algorithm fedga,scaffold,fedavg --alpha 'loguniform(0.01,0.5)' --communications 200
       raygrad sweep digits --set local.batch_size=10,32 --set model=linear

@@ -31,13 +31,14 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
+from raygrad import population, runs, space, sweep, trial
 from raygrad import run as engine
-from raygrad import space, sweep, trial
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
 from raygrad.onray.cluster import connected
 from raygrad.onray.executor import ship_by_value
 from raygrad.onray.start import Lender
+from raygrad.runs import is_run
 from raygrad.sweep import Book, LoadedSweep, Maker, Point, Say, Sweep
 from raygrad.trial import Job, Trial
 
@@ -135,7 +136,7 @@ class SweepStart:
         s, point = self.sweep, config["point"]
         return Trial(
             point.jobs(self.folder), self.place, budget_s=s.time_budget_s, tested=point.role == "winner",
-            charge=point.charge, lender=lender,
+            until=point.until, charge=point.charge, lender=lender,
         )  # fmt: skip
 
 
@@ -426,8 +427,11 @@ def _tell(scheduler: TrialScheduler, s: Sweep, past: Iterable[tuple[Point, str, 
         scheduler.on_trial_complete(nobody, then, results[-1])
 
 
-def search(loaded: LoadedSweep, maker: Maker, points: list[Point], book: Book, say: Say) -> None:
-    """Play every point that is not over, and with a guided search as many more as the sweep has samples."""
+def search(loaded: LoadedSweep, maker: Maker, points: list[Point], book: Book, say: Say) -> list[Point]:
+    """Play every point that is not over, and with a guided search as many more as the sweep has samples.
+
+    Returns all points.
+    """
     s = loaded.sweep
     over = [p for p in points if book.outcome(p)]
     waiting = [p for p in points if not book.outcome(p)]
@@ -440,6 +444,54 @@ def search(loaded: LoadedSweep, maker: Maker, points: list[Point], book: Book, s
     if over:
         say(f"{len(over)} of {total} trials are over; {total - len(over)} to go")
     _fit(loaded, maker, searcher, scheduler, total, len(over), book, say, s.seeds)
+    return list({p.trial: p for p in (*points, *searcher.given.values())}.values())
+
+
+def evolve(loaded: LoadedSweep, maker: Maker, points: list[Point], book: Book, say: Say) -> list[Point]:
+    """Play a population from stop to stop. Returns all points, those that were forked on the way too."""
+    s, points = loaded.sweep, list(points)
+    stops = population.stops(s, points[0])
+    for generation, until in enumerate(stops, 1):
+        present = [replace(p, until=until) for p in population.members(points, until)]
+        waiting = [p for p in present if not book.outcome(p) and not (p.goes_on and _arrived(loaded, p) is not None)]
+        if waiting:
+            say(f"generation {generation} of {len(stops)}: {len(present)} trials, to round {until}")
+        _fit(
+            loaded, maker, Points(waiting), FIFOScheduler(), len(present), len(present) - len(waiting), book, say,
+            s.seeds,
+        )  # fmt: skip
+        if until == stops[-1]:
+            break
+        if not any(p.forked_at == until for p in points):
+            values = {p.trial: v for p in present if (v := _arrived(loaded, p)) is not None}
+            found = population.forks(s, present, values, until, len(points))
+            sweep.remember(loaded.folder, *found)  # before anything is done: from here on it stays so
+            points += found
+        for point in (p for p in points if p.forked_at == until):
+            _fork(loaded, point, points, book)
+            settings = " ".join(f"{sweep.SHOWN.get(n, n)} {v}" for n, v in point.settings.items())
+            say(f"trial {point.trial} forks trial {point.parent}: {settings}")
+    return points
+
+
+def _arrived(loaded: LoadedSweep, point: Point) -> float | None:
+    """The mean over a trial's seeds of the metric where it stops; None if not all have come so far."""
+    return next((e.values[loaded.sweep.measure] for e in sweep.curve(loaded, point) if e.round == point.until), None)
+
+
+def _fork(loaded: LoadedSweep, point: Point, points: list[Point], book: Book) -> None:
+    """Make the runs of a point that was forked, where they are not there, and end the trial whose place it takes."""
+    parent = next(p for p in points if p.trial == point.parent)
+    changed = point.experiment.changes[len(parent.experiment.changes) :]
+    for job, origin in zip(point.jobs(loaded.folder), parent.jobs(loaded.folder), strict=True):
+        if not is_run(job.folder):
+            engine.fork(
+                runs.load(origin.folder), [c.partition(":")[2] for c in changed], run_root=loaded.folder,
+                name=job.name, id=job.id, round=point.forked_at,
+            )  # fmt: skip
+    before = [p for p in points if p.sample == point.sample and p.forked_at < point.forked_at][-1]
+    if not book.rows(before):
+        book.close(before, "stopped")
 
 
 def replay(loaded: LoadedSweep, maker: Maker, winners: list[Point], book: Book, say: Say) -> None:
@@ -461,6 +513,7 @@ def _fit(
     _ship(s.experiment)
     start = SweepStart(loaded.folder, s, loaded.where, maker.unit, at_once)
     signals = _Signals()
+    watcher = _Watcher(s, points, book, signals, total, over, say)
     with _quiet(), signals.passed_on():
         tune.Tuner(
             tune.with_resources(
@@ -473,10 +526,10 @@ def _fit(
             run_config=tune.RunConfig(
                 name=str(number), storage_path=str(loaded.folder / "tune"), verbose=0,
                 failure_config=tune.FailureConfig(max_failures=s.retries),
-                callbacks=[_Watcher(s, points, book, signals, total, over, say)],
+                callbacks=[watcher],
             ),
         ).fit()  # fmt: skip
-    left = [p for p in points.given.values() if not book.outcome(p) and not book.rows(p)]
+    left = points.given.keys() - watcher.ended
     if signals.number == signal.SIGINT:
         raise KeyboardInterrupt
     if signals.number is not None:
@@ -492,7 +545,8 @@ class _Watcher(tune.Callback):
         self, s: Sweep, points: Points, book: Book, signals: "_Signals", total: int, over: int, say: Say
     ) -> None:
         self._sweep, self._points, self._book, self._signals = s, points, book, signals
-        self._total, self._over, self._say = total, over, say
+        self._total, self._before, self._say = total, over, say
+        self.ended: set[str] = set()
         self._said_s = monotonic()
         self._best: tuple[float, int] | None = None
 
@@ -509,9 +563,12 @@ class _Watcher(tune.Callback):
         last = trial.last_result
         point = self._points.given[trial.trial_id]
         outcome = last.get("outcome") or "stopped"
-        self._over += 1
-        self._book.close(point, outcome, last.get("message", ""), last.get("culprit", -1))
-        value = self._book.value(point)
+        self.ended.add(trial.trial_id)
+        if outcome == "finished" and point.goes_on:
+            outcome, value = "waits", last[self._sweep.measure]
+        else:
+            self._book.close(point, outcome, last.get("message", ""), last.get("culprit", -1))
+            value = self._book.value(point)
         shown = f" · {self._sweep.measure} {value:.4g}" if value is not None and outcome != "diverged" else ""
         at = f" after {last['communications']} communications" if "communications" in last else ""
         best = self._noted(point, value) if outcome in ("finished", "time") and point.role == "search" else ""
@@ -524,9 +581,13 @@ class _Watcher(tune.Callback):
         error = trial.get_error()
         cause = getattr(error, "cause", None) or error
         lines = [line for line in str(cause).splitlines() if line.strip()] or ["no reason given"]
-        self._over += 1
+        self.ended.add(trial.trial_id)
         self._book.close(point, "failed", lines[-1].strip())
         self._line(f"{self._over} of {self._total} · {_shown(point)} · failed ({lines[-1].strip()})")
+
+    @property
+    def _over(self) -> int:
+        return self._before + len(self.ended)
 
     def _noted(self, point: Point, value: float | None) -> str:
         sign = 1 if self._sweep.better == "max" else -1

@@ -78,6 +78,38 @@ def test_asha_stops_bad_trials_and_the_best_is_tested(experiment: Experiment, tm
     assert sweeps.resume(done.folder).trials().equals(done.trials())  # nothing is left to do
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_a_population_comes_to_the_same_after_every_stop(experiment: Experiment, tmp_path: Path) -> None:
+    """A fork has the digest of its schedule played from the start; a sweep that was cut off once its forks were decided
+    has the table of one that was not.
+    """
+    s = Sweep(
+        replace(experiment, rounds=6), {"alpha": "loguniform(0.001, 0.5)", "K": "1,2,5"}, samples=4, scheduler="pbt",
+        generations=2, winner_seeds=1, max_concurrent=2,
+    )  # fmt: skip
+    whole = sweeps.run(s, Where(hosts=1), run_root=tmp_path, name="whole")
+    table = whole.trials()
+    *rows, winner = sorted(table.to_pylist(), key=lambda r: r["role"])
+    assert [r["outcome"] for r in rows].count("stopped") == 1
+    assert [r["outcome"] for r in rows].count("finished") == 4
+    (fork,) = [r for r in rows if r["parent"] is not None]
+    record = json.loads((whole.folder / fork["run"] / "experiment.json").read_text())
+    assert record["forked_from"]["run"] == f"trials/{fork['parent']:04d}-0"
+    e = Experiment.from_json(record["experiment"])
+    assert e.changes
+    assert alone(e, tmp_path / "alone", "fork") == fork["digest"]
+    assert winner["role"] == "winner" and winner["seed"] == 1 and winner["test"] is not None
+
+    def cut_off(line: str) -> None:
+        if line.startswith("generation 2"):
+            raise Stopped(line)
+
+    with pytest.raises(Stopped, match="generation 2 of 2: 4 trials, to round 6"):
+        sweeps.run(s, Where(hosts=1), run_root=tmp_path, name="cut", say=cut_off)
+    again = sweeps.resume("cut", run_root=tmp_path)
+    assert again.trials().drop_columns(["wall_s"]).equals(table.drop_columns(["wall_s"]))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_two_sweeps_at_once_and_one_is_killed_and_goes_on(tmp_path: Path) -> None:
