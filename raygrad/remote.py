@@ -255,19 +255,22 @@ def _reason(url: Url, error: BaseException) -> tuple[str, bool]:
     return text.partition("operation: ")[2][:200] if code == "NETWORK_CONNECTION" else text[:300], True
 
 
-def filesystem(url: Url) -> "FileSystem":
-    """pyarrow's file system for an address; paths in it begin with the bucket."""
+def filesystem(url: Url, tries: int = 1) -> "FileSystem":
+    """pyarrow's file system for an address; paths in it begin with the bucket. The functions below try again by
+    themselves, others should be given one that does.
+    """
     variable = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _connected(url.scheme, url.bucket, url.query, variable if url.scheme == "s3" else None)
+    return _connected(url.scheme, url.bucket, url.query, variable if url.scheme == "s3" else None, tries)
 
 
 @cache
-def _connected(scheme: str, bucket: str, query: str, endpoint: str | None) -> "FileSystem":
+def _connected(scheme: str, bucket: str, query: str, endpoint: str | None, tries: int) -> "FileSystem":
     from pyarrow import fs
 
     options: dict[str, str] = dict(parse_qsl(query))
     if scheme == "gs":
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=1), **options)  # pyright: ignore[reportArgumentType]
+        patience = timedelta(seconds=1 if tries == 1 else 60)
+        return fs.GcsFileSystem(retry_time_limit=patience, **options)  # pyright: ignore[reportArgumentType]
     if endpoint and "endpoint_override" not in options:
         kind, slashes, host = endpoint.rpartition("://")
         options |= {"endpoint_override": host.rstrip("/"), **({"scheme": kind} if slashes else {})}
@@ -276,7 +279,7 @@ def _connected(scheme: str, bucket: str, query: str, endpoint: str | None) -> "F
             options["region"] = fs.resolve_s3_region(bucket)
     settings = {
         **options, "connect_timeout": CONNECT_S, "request_timeout": SILENT_S, "background_writes": False,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=1),  # it is tried again here
+        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=tries),
     }  # fmt: skip
     try:
         return fs.S3FileSystem(**settings, allow_delayed_open=True)  # one request for a small object, not three

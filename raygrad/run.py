@@ -154,8 +154,8 @@ def shard_root(where: Where, run: Path | Url) -> Path | Url:
     return location(where.shard_root) if where.shard_root else run.parent.parent / ".shards"
 
 
-def _root(run_root: str | Path) -> Path | Url:
-    """The run root. Raises BadInput if it is in an object store in which we may not write."""
+def root_of(run_root: str | Path | Url) -> Path | Url:
+    """The run root, resolved. Raises BadInput if it is in an object store in which we may not write."""
     root = location(run_root)
     if isinstance(root, Url):
         remote.check_writable(root)
@@ -167,7 +167,7 @@ def create(
     experiment: Experiment,
     where: Where,
     *,
-    run_root: str | Path,
+    run_root: str | Path | Url,
     name: str,
     id: str | None = None,
     say: _Progress = lambda line: None,
@@ -176,7 +176,7 @@ def create(
 
     The folder is `run_root/name/id`, with an `id` that sorts by time unless one is given.
     """
-    root = _root(run_root)
+    root = root_of(run_root)
     check_where(where)
     plan, experiment = planned(experiment, where, shard_root(where, root / name / "x"))
     for note in plan.notes:
@@ -207,6 +207,8 @@ def _making(
 ) -> Iterator[LoadedRun]:
     """A run whose folder is filled inside, and then published if it belongs in an object store."""
     if isinstance(root, Url):
+        if id is not None and not mirror.is_run(root / name / id):  # of a start that was not committed
+            shutil.rmtree(mirror.local_root(root) / name / id, ignore_errors=True)
         folder = new_folder(mirror.local_root(root), name, experiment.hash, id, shared=True)
         url = root / name / folder.name
     else:
@@ -264,7 +266,7 @@ def fork(
     run: LoadedRun,
     settings: Iterable[str],
     *,
-    run_root: str | Path,
+    run_root: str | Path | Url,
     name: str,
     where: Where | None = None,
     rounds: int | None = None,
@@ -286,7 +288,7 @@ def fork(
     if experiment.rounds < done:
         raise BadInput(f"rounds is {rounds}, but {run.folder} already has {done}; ask for more")
     where = where or run.where
-    with _making(_root(run_root), name, experiment, where, id) as made:
+    with _making(root_of(run_root), name, experiment, where, id) as made:
         for file in ("data.json", "numerics.json"):
             storage.write_json(made.folder / file, storage.read_json(run.folder / file))
         for table in tables.TABLES:

@@ -63,7 +63,8 @@ def all_runs(run_root: str | Path | Url) -> list[Path]:
     root = location(run_root)
     if isinstance(root, Url):
         with remote.at_start():
-            return [mirror.fetch(url, tensors=False) for name in _names_in(root) for url in _remote_runs(root / name)]
+            fetched = [mirror.fetch(u, tensors=False) for name in _names_in(root) for u in _remote_runs(root / name)]
+            return [folder for folder in fetched if is_run(folder)]
     return _local_runs(root)
 
 
@@ -97,11 +98,19 @@ def find_run(reference: str, run_root: str | Path | Url) -> Path:
 
     A run in an object store is fetched, without its checkpoints. Raises BadInput.
     """
-    found = _find(reference, location(run_root))
-    return mirror.fetch(found, tensors=False) if isinstance(found, Url) else found
+    found = find(reference, location(run_root))
+    return _fetched(found, tensors=False) if isinstance(found, Url) else found
 
 
-def _find(reference: str, run_root: Path | Url) -> Path | Url:
+def _fetched(url: Url, tensors: bool = True) -> Path:
+    folder = mirror.fetch(url, tensors)
+    if not is_run(folder):
+        raise BadInput(f"{url} is no run: it has no experiment.json")
+    return folder
+
+
+def find(reference: str, run_root: Path | Url) -> Path | Url:
+    """Where the run is that RUN means; at an address it may be a sweep, too. Raises BadInput."""
     place = location(reference)
     if isinstance(place, Url):
         return _find_remote(place, reference, place.parent)
@@ -209,9 +218,9 @@ class LoadedRun:
 
 def load(run: str | Path, run_root: str | Path = "runs") -> LoadedRun:
     """The run that `run` means: a path, `name/id`, or `name`; or the address of one. Raises BadInput."""
-    found = _find(str(run), location(run_root))
+    found = find(str(run), location(run_root))
     url = found if isinstance(found, Url) else None
-    folder = mirror.fetch(found) if isinstance(found, Url) else found
+    folder = _fetched(found) if isinstance(found, Url) else found
     record = storage.read_json(folder / "experiment.json")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise BadInput(

@@ -12,7 +12,8 @@ go on from their runs' checkpoints, and what a scheduler or a search has learned
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from math import isnan, lcm
@@ -22,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from raygrad import config, space, storage
+from raygrad import config, mirror, space, storage
 from raygrad import run as engine
 from raygrad.contract import Cohort, asks_first
 from raygrad.devices import NotModelled
@@ -31,8 +32,8 @@ from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import CHANGEABLE, SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
-from raygrad.remote import location
-from raygrad.runs import is_run, locked, new_folder
+from raygrad.remote import Url, location
+from raygrad.runs import find, locked, new_folder
 from raygrad.space import SHOWN, Expression, Range, Settings, Value
 from raygrad.stragglers import WaitForAll
 from raygrad.talk import Failures
@@ -244,10 +245,10 @@ class Point:
         """Whether rounds are left when it ends."""
         return self.until is not None and self.until < self.experiment.rounds
 
-    def jobs(self, folder: Path) -> list[Job]:
-        """Its runs, one for each seed."""
+    def jobs(self, at: Path | Url) -> list[Job]:
+        """Its runs in the sweep there, one for each seed."""
         made = [(s, replace(self.experiment, seed=s)) for s in self.seeds]
-        return [Job(e, folder, "trials", f"{self.trial:04d}-{s}") for s, e in made]
+        return [Job(e, at, "trials", f"{self.trial:04d}-{s}") for s, e in made]
 
     @property
     def cadence(self) -> int:
@@ -263,7 +264,7 @@ class Point:
 class Maker:
     """Makes points from settings, and refuses what cannot be played. Raises BadInput before anything is started."""
 
-    def __init__(self, sweep: Sweep, where: Where, run_root: Path) -> None:
+    def __init__(self, sweep: Sweep, where: Where, run_root: Path | Url) -> None:
         self.sweep = sweep
         self._where = replace(where, on="local", hosts=1, address=None, gpus_per_host=0.0, device="cpu")
         self._shards = engine.shard_root(where, run_root / "name" / "id")
@@ -395,12 +396,14 @@ def remembered(folder: Path) -> list[dict[str, Any]]:
     return storage.read_json(path)["points"] if path.is_file() else []
 
 
-def remember(folder: Path, *points: Point) -> None:
+def remember(loaded: "LoadedSweep", *points: Point) -> None:
     """Add points to those that a search has come to."""
+    folder = loaded.folder
     new = [{n: getattr(p, n) for n in ("trial", "sample", "settings", "parent", "forked_at")} for p in points]
     with storage.run_storage(folder):
         found = {"schema_version": SCHEMA_VERSION, "points": [*remembered(folder), *new]}
         storage.write_json(folder / "points.json", found)
+    loaded.commit()
 
 
 def recorded_points(maker: Maker, recorded: list[dict[str, Any]]) -> list[Point]:
@@ -446,13 +449,35 @@ def charged(plan: Plan) -> int:
 
 @dataclass(frozen=True)
 class LoadedSweep:
-    """A sweep as it stands on disk. `recipe` are the words that name its experiment on a command line, if known."""
+    """A sweep as it stands on disk. `recipe` are the words that name its experiment on a command line, if known. One
+    from an object store has a `url`; `folder` is then the local one, and `commit` makes it what others see.
+    """
 
     folder: Path
     name: str
     sweep: Sweep
     where: Where
     recipe: tuple[str, ...] = ()
+    url: Url | None = None
+    commit: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies in other processes cannot commit."""
+        return LoadedSweep, (self.folder, self.name, self.sweep, self.where, self.recipe, self.url)
+
+    @property
+    def at(self) -> Path | Url:
+        """Where it belongs: its address, or its folder."""
+        return self.url or self.folder
+
+    def run_folder(self, run: str) -> Path:
+        """The folder of a trial's run (`run` in trials.parquet), without its checkpoints if it had to be fetched."""
+        if self.url is None:
+            return self.folder / run
+        url = self.url
+        for part in run.split("/"):
+            url = url / part
+        return mirror.fetch(url, tensors=False)
 
     def trials(self) -> pa.Table:
         """One row per trial and seed that is over."""
@@ -469,7 +494,7 @@ class LoadedSweep:
     def command(self, row: Row) -> str:
         """The command that repeats the run of a row of trials.parquet."""
         if not self.recipe or row["parent"] is not None:  # a fork's settings changed on the way
-            return shlex.join(["raygrad", "run", str(self.folder / row["run"] / "experiment.json")])
+            return shlex.join(["raygrad", "run", str(self.run_folder(row["run"]) / "experiment.json")])
         words = ["raygrad", "run", *self.recipe]
         settings = {n: row[n] for n in self.sweep.dimensions if row[n] is not None}
         for name, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
@@ -509,8 +534,22 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "sweep.json").is_file()
 
 
-def find_sweep(reference: str, run_root: Path) -> Path:
-    """The folder that SWEEP means: a path, `name/id`, or `name` (its newest sweep). Raises BadInput."""
+def find_sweep(reference: str, run_root: str | Path | Url) -> tuple[Path, Url | None]:
+    """The folder that SWEEP means, and its address if it has one: a path, `name/id`, or `name` (its newest sweep); or
+    the address of one. Raises BadInput.
+    """
+    root = location(run_root)
+    if isinstance(root, Url) or isinstance(location(reference), Url):
+        found = find(reference, root)
+        url = found if isinstance(found, Url) else None
+        folder = mirror.fetch(found) if isinstance(found, Url) else found
+        if not is_sweep(folder):
+            raise BadInput(f"{found} is no sweep: it has no sweep.json")
+        return folder, url
+    return _find_here(reference, root), None
+
+
+def _find_here(reference: str, run_root: Path) -> Path:
     for folder in (Path(reference), run_root / reference):
         if is_sweep(folder):
             return folder
@@ -522,17 +561,10 @@ def find_sweep(reference: str, run_root: Path) -> Path:
     raise BadInput(f"{error}; looked in {run_root}")
 
 
-def _root(run_root: str | Path) -> Path:
-    """The run root. Raises BadInput if it is in an object store: the processes of a sweep share its folder."""
-    root = location(run_root)
-    if not isinstance(root, Path):
-        raise BadInput(f"a sweep's folder is shared by its processes: --run-root {root} must be a path on every node")
-    return root
-
-
 def load(reference: str | Path, run_root: str | Path = "runs") -> LoadedSweep:
-    """The sweep that `reference` means: a path, `name/id`, or `name`. Raises BadInput."""
-    folder = find_sweep(str(reference), _root(run_root)).resolve()
+    """The sweep that `reference` means: a path, `name/id`, or `name`; or the address of one. Raises BadInput."""
+    folder, url = find_sweep(str(reference), run_root)
+    folder = folder.resolve()
     record = storage.read_json(folder / "sweep.json")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise BadInput(
@@ -545,7 +577,7 @@ def load(reference: str | Path, run_root: str | Path = "runs") -> LoadedSweep:
     if sweep.hash != record["hash"]:
         raise BadInput(f"{folder / 'sweep.json'} was changed since the sweep started; start a new sweep instead")
     where = Where.from_json(storage.read_json(folder / "where.json"))
-    return LoadedSweep(folder, record["name"], sweep, where, tuple(record.get("recipe", ())))
+    return LoadedSweep(folder, record["name"], sweep, where, tuple(record.get("recipe", ())), url)
 
 
 # --- playing it -----------------------------------------------------------------------------------------------------
@@ -570,16 +602,16 @@ def run(
     from raygrad.onray import tuning
 
     where = where or Where()
-    root = _root(run_root).resolve()
+    root = engine.root_of(run_root)
     maker = Maker(sweep, where, root)
     tuning.check(sweep, where)
     points = maker.known()
     shards = engine.shard_root(where, root / "name" / "id")
     where = replace(where, shard_root=str(shards.resolve() if isinstance(shards, Path) else shards))
     with tuning.opened(sweep, where):
-        folder = new_folder(root, name, sweep.hash)
-        (folder / "trials").mkdir()
-        loaded = LoadedSweep(folder, name, sweep, where, tuple(recipe))
+        remote = isinstance(root, Url)
+        folder = new_folder(mirror.local_root(root) if remote else root, name, sweep.hash, shared=remote)
+        loaded = LoadedSweep(folder, name, sweep, where, tuple(recipe), root / name / folder.name if remote else None)
         storage.write_json(folder / "where.json", where.to_json())
         record = {
             "schema_version": SCHEMA_VERSION, "name": name, "id": folder.name, "hash": sweep.hash,
@@ -587,7 +619,9 @@ def run(
         }  # fmt: skip
         storage.write_json(folder / "sweep.json", record)
         if sweep.grows:
-            remember(folder, *points)
+            remember(loaded, *points)
+        if loaded.url is not None:
+            mirror.publish(loaded.url, folder)
         began(loaded)
         _play(loaded, maker, points, say)
     return loaded
@@ -601,7 +635,7 @@ def resume(
 
     loaded = load(reference, run_root)
     loaded = replace(loaded, where=where or loaded.where)
-    maker = Maker(loaded.sweep, loaded.where, loaded.folder.parent.parent)
+    maker = Maker(loaded.sweep, loaded.where, loaded.at.parent.parent)
     tuning.check(loaded.sweep, loaded.where)
     points = maker.known(loaded.folder)
     with tuning.opened(loaded.sweep, loaded.where):
@@ -612,11 +646,22 @@ def resume(
 def _play(loaded: LoadedSweep, maker: Maker, points: list[Point], say: Say) -> None:
     from raygrad.onray import tuning
 
-    with locked(loaded.folder):
-        book = Book(loaded.folder, loaded.sweep)
+    with _held(loaded, say) as loaded:
+        book = Book(loaded)
         played = (tuning.evolve if loaded.sweep.scheduler == "pbt" else tuning.search)(loaded, maker, points, book, say)
         winners = winning_points(loaded, played)
         tuning.replay(loaded, maker, winners, book, say)
+
+
+@contextmanager
+def _held(loaded: LoadedSweep, say: Say) -> Iterator[LoadedSweep]:
+    """The sweep, for this process alone."""
+    if loaded.url is None:
+        with locked(loaded.folder):
+            yield loaded
+    else:
+        with mirror.held(loaded.url, lambda line: say(line)) as here:
+            yield replace(loaded, commit=here.commit)
 
 
 def winning_points(loaded: LoadedSweep, played: Iterable[Point]) -> list[Point]:
@@ -631,7 +676,7 @@ def winning_points(loaded: LoadedSweep, played: Iterable[Point]) -> list[Point]:
 
 def curve(loaded: LoadedSweep, point: Point) -> list[Evaluation]:
     """The mean over a trial's seeds of its validations, as far as all of them have come."""
-    runs = [evaluations(job.folder) if is_run(job.folder) else [] for job in point.jobs(loaded.folder)]
+    runs = [evaluations(job.folder) if job.fetch() else [] for job in point.jobs(loaded.at)]
     found = []
     for each in zip(*runs, strict=False):
         values = {n: float(np.mean([e.values[n] for e in each])) for n in each[0].values}

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from raygrad import html, pictures
+from raygrad import html, mirror, pictures
+from raygrad.remote import Url
 from raygrad.report import leaf, spread
 from raygrad.space import SHOWN, Range
 from raygrad.sweep import LoadedSweep, best_settings
@@ -38,7 +39,7 @@ class Trial:
     outcome: str
     value: float
     communications: int
-    runs: tuple[str, ...] = field(repr=False)
+    runs: Mapping[str, int] = field(repr=False)  # and the rounds of each
     parent: int | None = None
 
     @property
@@ -62,7 +63,7 @@ def trials(loaded: LoadedSweep) -> list[Trial]:
         found.append(
             Trial(
                 number, {n: rows[0][n] for n in loaded.sweep.dimensions if rows[0][n] is not None}, bad or outcomes[0],
-                value, max(r["communications"] for r in rows), tuple(r["run"] for r in rows if r["run"]),
+                value, max(r["communications"] for r in rows), {r["run"]: r["rounds"] for r in rows if r["run"]},
                 rows[0]["parent"],
             )
         )  # fmt: skip
@@ -181,6 +182,15 @@ def write(loaded: LoadedSweep, out: Path | None = None) -> Path:
         html.CITED,
     ]
     return html.write(html.document(loaded.name, parts), out or loaded.folder)
+
+
+def publish(loaded: LoadedSweep) -> Path | Url:
+    """Write the page to where the sweep is. Raises Stopped when the storage is lost."""
+    page = write(loaded)
+    if loaded.url is None:
+        return page
+    mirror.put_report(loaded.url, page)
+    return loaded.url / mirror.REPORT
 
 
 def _protocol(loaded: LoadedSweep) -> str:
@@ -304,13 +314,13 @@ def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
         curve = _curve(loaded, trial.runs, measure)
         if curve is not None:
             curves.append(pictures.Curve("", curve[0], curve[1], series=None))
-    winners: dict[int, list[str]] = {}
+    winners: dict[int, dict[str, int]] = {}
     for row in loaded.trials().to_pylist():
         if row["role"] == "winner" and row["run"]:
-            winners.setdefault(row["trial"], []).append(row["run"])
+            winners.setdefault(row["trial"], {})[row["run"]] = row["rounds"]
     looks = _looks(found)
     for head in best(loaded):
-        curve = _curve(loaded, winners.get(head.trial, []), measure)
+        curve = _curve(loaded, winners.get(head.trial, {}), measure)
         if curve is not None:
             label = head.algorithm or "best setting"
             curves.append(pictures.Curve(label, *curve, series=looks[head.algorithm]))
@@ -325,10 +335,10 @@ def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
 
 
 def _curve(
-    loaded: LoadedSweep, runs: Sequence[str], measure: str
+    loaded: LoadedSweep, runs: Mapping[str, int], measure: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None] | None:
     """Communications, mean, least and largest over the runs, as far as all of them have come."""
-    each = [evaluations(loaded.folder / run) for run in runs]
+    each = [evaluations(loaded.run_folder(run), rounds) for run, rounds in runs.items()]
     length = min(map(len, each), default=0)
     if not length:
         return None

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raygrad import checkpoint, storage, tables
+from raygrad import checkpoint, mirror, storage, tables
 from raygrad import run as engine
 from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged
 from raygrad.experiment import Experiment, Where
+from raygrad.remote import Url
 from raygrad.runs import LoadedRun, is_run, locked
 
 if TYPE_CHECKING:
@@ -31,28 +32,42 @@ LOCK_S = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """A run that a trial plays: `root/name/id`."""
+    """A run that a trial plays: `root/name/id`, in a folder or in an object store."""
 
     experiment: Experiment
-    root: Path
+    root: Path | Url
     name: str
     id: str
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
+    def at(self) -> Path | Url:
+        """Where the run is."""
         return self.root / self.name / self.id
+
+    @property
+    def folder(self) -> Path:
+        """Where it is played and read on this machine."""
+        return mirror.local_folder(self.at) if isinstance(self.at, Url) else self.at
+
+    def fetch(self) -> bool:
+        """Bring the folder to what is committed, if the run is in an object store. False if there is no run yet."""
+        if isinstance(self.at, Url):
+            if not mirror.is_run(self.at):
+                return False
+            mirror.fetch(self.at)
+        return is_run(self.folder)
 
     def open(self, where: Where) -> LoadedRun:
         """The run, made if it is not there. Raises BadInput."""
-        if not is_run(self.folder):
+        if not self.fetch():
             return engine.create(self.experiment, where, run_root=self.root, name=self.name, id=self.id)
         _wait_until_free(self.folder)
         record = storage.read_json(self.folder / "experiment.json")
-        _, experiment = engine.planned(self.experiment, where, engine.shard_root(where, self.folder))
+        _, experiment = engine.planned(self.experiment, where, engine.shard_root(where, self.at))
         if record.get("hash") != experiment.hash:
             raise BadInput(f"{self.folder} is a run of another experiment; remove it, or start a new sweep")
-        return LoadedRun(self.folder, self.name, experiment, where)
+        url = self.at if isinstance(self.at, Url) else None
+        return LoadedRun(self.folder, self.name, experiment, where, url)
 
 
 @dataclass(frozen=True)
@@ -85,10 +100,12 @@ class Report:
         return self.outcome != ""
 
 
-def evaluations(run: Path) -> list[Evaluation]:
-    """The validations of a run up to its newest checkpoint."""
-    found = checkpoint.latest(run)
-    if found is None:
+def evaluations(run: Path, until: int | None = None) -> list[Evaluation]:
+    """The validations of a run up to round `until` (None: to its newest checkpoint)."""
+    if until is None:
+        found = checkpoint.latest(run)
+        until = 0 if found is None else found.round
+    if not until:
         return []
     rounds = tables.read(run, "rounds", ["round", "communications"])
     totals = dict(
@@ -96,7 +113,7 @@ def evaluations(run: Path) -> list[Evaluation]:
     )
     by_round: dict[int, dict[str, float]] = {}
     for row in tables.read(run, "metrics").to_pylist():
-        if row["part"] == "validation" and row["round"] <= found.round and row["metric"] != "examples":
+        if row["part"] == "validation" and row["round"] <= until and row["metric"] != "examples":
             by_round.setdefault(row["round"], {})[row["metric"]] = row["value"]
     return [Evaluation(r, totals[r], values) for r, values in sorted(by_round.items())]
 

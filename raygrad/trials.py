@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 from raygrad import checkpoint, storage, tables
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
-from raygrad.runs import LoadedRun, is_run
+from raygrad.remote import Url
+from raygrad.runs import LoadedRun
 from raygrad.trial import Job, evaluations
 
 if TYPE_CHECKING:
-    from raygrad.sweep import Point, Sweep
+    from raygrad.sweep import LoadedSweep, Point, Sweep
 
 _ROW: dict[str, tuple[pa.DataType, str]] = {
     "role": (pa.string(), "search, or winner: a best setting run again with a seed that the search has not seen"),
@@ -46,11 +47,11 @@ Row = dict[str, Any]
 
 
 def rows_of(
-    sweep: "Sweep", folder: Path, point: "Point", outcome: str, message: str = "", culprit: int = -1
+    sweep: "Sweep", root: Path | Url, point: "Point", outcome: str, message: str = "", culprit: int = -1
 ) -> list[Row]:
     """The rows of a trial that is over. `culprit` is the position of the seed that ended it, -1 for none."""
     rows = []
-    for i, (seed, job) in enumerate(zip(point.seeds, point.jobs(folder), strict=True)):
+    for i, (seed, job) in enumerate(zip(point.seeds, point.jobs(root), strict=True)):
         mine = outcome if culprit in (-1, i) else "stopped"
         found: Row = dict.fromkeys(COLUMNS)
         found |= {
@@ -59,7 +60,7 @@ def rows_of(
             "message": message or None, "rounds": 0, "communications": 0, "virtual_s": 0.0, "wall_s": 0.0,
         }  # fmt: skip
         found |= point.settings
-        if is_run(job.folder):
+        if job.fetch():
             found |= _measured(sweep, job, point.role == "winner") | {"run": f"trials/{job.id}"}
         rows.append(found)
     return rows
@@ -93,8 +94,8 @@ def _measured(sweep: "Sweep", job: Job, tested: bool) -> Row:
 class Book:
     """The sweep's trials.parquet, written by the one process that runs the sweep."""
 
-    def __init__(self, folder: Path, sweep: "Sweep") -> None:
-        self.folder, self._sweep = folder, sweep
+    def __init__(self, loaded: "LoadedSweep") -> None:
+        self._loaded, self._sweep, folder = loaded, loaded.sweep, loaded.folder
         self._rows: dict[tuple[str, int, int], Row] = {}
         if (folder / "trials.parquet").is_file():
             for row in read_trials(folder).to_pylist():
@@ -124,7 +125,7 @@ class Book:
 
     def close(self, point: "Point", outcome: str, message: str = "", culprit: int = -1) -> None:
         """A trial is over: its rows are added and the table is written."""
-        for row in rows_of(self._sweep, self.folder, point, outcome, message, culprit):
+        for row in rows_of(self._sweep, self._loaded.at, point, outcome, message, culprit):
             self._rows[row["role"], row["trial"], row["seed"]] = row
         self.write()
 
@@ -142,8 +143,10 @@ class Book:
         made = {"metric": self._sweep.measure, "mode": self._sweep.better}
         out = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(schema, metadata=made)), out)
-        with storage.run_storage(self.folder):
-            storage.write_atomic(self.folder / "trials.parquet", out.getvalue().to_pybytes())
+        folder = self._loaded.folder
+        with storage.run_storage(folder):
+            storage.write_atomic(folder / "trials.parquet", out.getvalue().to_pybytes())
+        self._loaded.commit()
 
 
 def _kind(values: Iterable[object]) -> pa.DataType:

@@ -9,7 +9,7 @@ from raygrad import population, space
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Evaluation, Where
 from raygrad.space import Range
-from raygrad.sweep import Maker, Point, Sweep, recorded_points, remember, remembered
+from raygrad.sweep import LoadedSweep, Maker, Point, Sweep, recorded_points, remember, remembered
 from raygrad.verify import problem
 
 NAN = float("nan")
@@ -101,9 +101,9 @@ def test_forks_of_forks_are_remembered(made: tuple[Sweep, Maker, list[Point]], t
     present = population.members([*points, *first], 8)
     second = population.forks(s, present, {p.trial: float(p.trial) for p in present}, 8, 10)
     assert {p.parent for p in second} == {8, 9}
-    remember(tmp_path, *points)
-    remember(tmp_path, *first)
-    remember(tmp_path, *second)
+    loaded = LoadedSweep(tmp_path, "s", s, Where())
+    for some in (points, first, second):
+        remember(loaded, *some)
     assert recorded_points(maker, remembered(tmp_path)) == [*points, *first, *second]
     stages = second[0].experiment.stages()
     assert [until for until, _ in stages] == [4, 8, 20]

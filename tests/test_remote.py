@@ -17,6 +17,7 @@ from object_store import BUCKET, Answer, ObjectStore, object_store
 
 import raygrad
 from raygrad import BadInput, Stopped, cli, mirror, remote
+from raygrad import sweep as sweeps
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.data import placed
@@ -609,3 +610,50 @@ def test_on_ray(store: ObjectStore, tmp_path: Path) -> None:
     assert cli.run(local) == 0
     assert load("digits", root).digest() == load("digits", tmp_path / "runs").digest()
     assert {o["host"] for o in load("digits", root).table("operations").to_pylist()} != {"local"}
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_store_is_killed_and_goes_on_elsewhere(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder, its trials and Ray Tune's snapshots are all in the store; the machine that goes on has nothing."""
+    words = ["digits", "--search", "grid", "--alpha", "0.05,0.1,0.2", "--rounds", "3", "--winner-seeds", "1",
+             "--set", "model=linear", "--set", "evaluation.every=1", "--max-concurrent", "1"]  # fmt: skip
+    root = store.url("runs")
+
+    def sweep(*more: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "raygrad", "sweep", *more], cwd=tmp_path, env={**os.environ, "AWS_ENDPOINT_URL": ""},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    with sweep(*words, "--run-root", root) as driver:
+        assert driver.stdout is not None
+        said = []
+        for line in driver.stdout:
+            said.append(line)
+            if line.startswith("1 of 3"):
+                driver.kill()
+                break
+        assert said and said[-1].startswith("1 of 3"), "".join(said)
+    empty_machine(monkeypatch, tmp_path, "second")
+    with sweep("--resume", "digits-sweep", "--run-root", root) as driver:
+        text = driver.communicate(timeout=300)[0]
+        assert driver.returncode == 0, text
+    assert "1 of 3 trials are over; 2 to go" in text
+    with sweep(*words, "--run-root", str(tmp_path / "here")) as driver:
+        text = driver.communicate(timeout=300)[0]
+        assert driver.returncode == 0, text
+    empty_machine(monkeypatch, tmp_path, "third")
+    found, expected = sweeps.load("digits-sweep", root), sweeps.load("digits-sweep", tmp_path / "here")
+    there, here = found.trials(), expected.trials()
+    assert there.num_rows == 4
+    assert there.drop_columns(["wall_s"]).equals(here.drop_columns(["wall_s"]))
+    for row in there.to_pylist():
+        run = load(f"{str(found.at).partition('?')[0]}/{row['run']}?{str(found.at).partition('?')[2]}")
+        assert run.digest() == row["digest"]
+    assert cli.run(["report", "digits-sweep", "--run-root", root, "--out", str(tmp_path / "page.html")]) == 0
+    assert "The best settings" in (tmp_path / "page.html").read_text()
+    assert [f.name for f in all_runs(root)] == []  # a sweep is no run
+    with pytest.raises(BadInput, match="is no run: it has no experiment.json"):
+        load("digits-sweep", root)

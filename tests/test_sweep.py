@@ -130,13 +130,13 @@ def test_a_trial_plays_its_seeds_in_turn_and_each_is_an_ordinary_run(
         each = [evaluations(job.folder)[i].values["accuracy"] for job in jobs]
         assert report.values["accuracy"] == sum(each) / 2
     assert not any((job.folder / "final.json").exists() for job in jobs)  # the test set was not touched
-    book = Book(tmp_path, s)
+    book = Book(LoadedSweep(tmp_path, "s", s, HERE))
     book.close(point, "finished")
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
     assert [r["seed"] for r in rows] == [0, 1] and rows[0]["algorithm.lr"] == 0.2 and rows[0]["test"] is None
     for job, row in zip(jobs, rows, strict=True):
         assert row["digest"] == alone(job.experiment, tmp_path, f"alone{row['seed']}")
-    assert Book(tmp_path, s).outcome(point) == "finished"
+    assert Book(LoadedSweep(tmp_path, "s", s, HERE)).outcome(point) == "finished"
     assert book.value(point) == reports[-1].values["accuracy"]
 
 
@@ -165,12 +165,12 @@ def test_outcomes(experiment: Experiment, root: Path, tmp_path: Path) -> None:
     assert "not finite" in report.message
     slow = Trial(good.jobs(tmp_path), HERE, budget_s=1e-9)
     assert slow.next().outcome == "time"
-    book = Book(tmp_path, s)
+    book = Book(LoadedSweep(tmp_path, "s", s, HERE))
     book.close(bad, report.outcome, report.message, report.seed)
     assert [r["outcome"] for r in book.rows(bad)] == ["diverged", "stopped"]
     assert book.outcome(bad) == "diverged" and book.value(bad) == s.worst == 0.0
     book.close(good, "failed", "no reason")
-    assert Book(tmp_path, s).outcome(good) == ""  # it is tried again
+    assert Book(LoadedSweep(tmp_path, "s", s, HERE)).outcome(good) == ""  # it is tried again
 
 
 def test_the_best_of_each_algorithm_is_run_again_with_fresh_seeds(
@@ -180,7 +180,7 @@ def test_the_best_of_each_algorithm_is_run_again_with_fresh_seeds(
         experiment, {"algorithm": "fedga,fedavg", "alpha": "0.1,0.2"}, search="grid", seeds=2, winner_seeds=2
     )  # fmt: skip
     played = points(s, root)
-    book = Book(tmp_path, s)
+    book = Book(LoadedSweep(tmp_path, "s", s, HERE))
     for point, (outcome, value) in zip(
         played, [("finished", 0.5), ("finished", 0.7), ("stopped", 0.9), ("finished", 0.6)], strict=True
     ):

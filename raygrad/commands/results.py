@@ -67,16 +67,19 @@ def report(
 
 def _sweep(reference: str, run_root: str) -> "LoadedSweep | None":
     """The sweep that the reference names, None if it names none."""
+    from raygrad.mirror import fetch
     from raygrad.remote import Url, location
+    from raygrad.runs import find
+    from raygrad.sweep import is_sweep, load
 
     if isinstance(location(run_root), Url) or isinstance(location(reference), Url):
-        return None
+        found = find(reference, location(run_root))
+        at_sweep = is_sweep(fetch(found, tensors=False) if isinstance(found, Url) else found)
+        return load(reference, run_root) if at_sweep else None
     root = Path(run_root)
     folders = [Path(reference), root / reference, *sorted((root / reference).glob("*"))]
     if not any((folder / "sweep.json").is_file() for folder in folders):
         return None
-    from raygrad.sweep import load
-
     return load(reference, run_root)
 
 
@@ -87,7 +90,7 @@ def report_sweep(sweep: "LoadedSweep", out: Path | None = None) -> None:
     header, rows = sweep_report.table(sweep)
     if rows:
         output.table(header, rows)
-    page = sweep_report.write(sweep, out)
+    page = sweep_report.write(sweep, out or (None if sweep.url is None else Path("report.html")))
     output.line(f"\nreport  {output.shown(page)}")
 
 

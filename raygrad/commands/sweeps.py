@@ -195,7 +195,7 @@ def sweep(
             experiments.check_reachable(where, run_root)
             with _stopping(run_root) as began:
                 began(loaded)
-                loaded = sweeps.resume(loaded.folder, run_root=run_root, where=where, say=say)
+                loaded = sweeps.resume(str(loaded.at), run_root=run_root, where=where, say=say)
         else:
             where = experiments.place(place)
             experiments.check_reachable(where, run_root)
@@ -207,7 +207,7 @@ def sweep(
                     made, where, run_root=run_root, name=name or f"{called}-sweep", recipe=words, say=say, began=began
                 )
     if quiet:
-        output.line(output.shown(loaded.folder))
+        output.line(output.shown(loaded.at))
     else:
         _finish(loaded, run_root)
 
@@ -258,7 +258,7 @@ def _stopping(run_root: str) -> "Iterator[Callable[[LoadedSweep], None]]":
     try:
         yield known.append
     except (Stopped, KeyboardInterrupt) as e:
-        how = f"continue it with `raygrad sweep --resume {output.run_name(known[0].folder, run_root)}`" if known else ""
+        how = f"continue it with `raygrad sweep --resume {output.run_name(known[0].at, run_root)}`" if known else ""
         if isinstance(e, Stopped):
             e.add_note(how or "nothing was played: start the sweep again")
             raise
@@ -312,7 +312,7 @@ def _finish(loaded: "LoadedSweep", run_root: str) -> None:
     rows = loaded.trials().to_pylist()
     outcomes = [r["outcome"] for r in rows if r["role"] == "search"]
     counts = [f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes)]
-    told = [("sweep", output.run_name(loaded.folder, run_root)), ("runs", ", ".join(counts))]
+    told = [("sweep", output.run_name(loaded.at, run_root)), ("runs", ", ".join(counts))]
     s, heads = loaded.sweep, sweep_report.best(loaded)
     if not heads:
         told.append(("best", "none: no trial finished; give wider ranges of smaller step sizes, or more rounds"))
@@ -325,11 +325,11 @@ def _finish(loaded: "LoadedSweep", run_root: str) -> None:
             told.append(("test", f"{s.measure} {spread(head.test)}, {again}"))
     commands = [("again", head.command) for head in heads]
     output.line("")
-    page = sweep_report.write(loaded)
+    page = sweep_report.publish(loaded)
     output.pairs(
         [*told, ("trials", output.shown(loaded.folder / "trials.parquet")), ("report", output.shown(page)), *commands]
     )
     failed = sum(o == "failed" for o in outcomes)
     if failed:
-        name = output.run_name(loaded.folder, run_root)
+        name = output.run_name(loaded.at, run_root)
         output.line(f"{failed} runs failed; `raygrad sweep --resume {name}` tries them again")

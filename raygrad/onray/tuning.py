@@ -31,14 +31,14 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from raygrad import population, runs, space, sweep, trial
+from raygrad import population, remote, runs, space, sweep, trial
 from raygrad import run as engine
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
 from raygrad.onray.cluster import connected
 from raygrad.onray.executor import ship_by_value
 from raygrad.onray.start import Lender
-from raygrad.runs import is_run
+from raygrad.remote import Url
 from raygrad.sweep import Book, LoadedSweep, Maker, Point, Say, Sweep
 from raygrad.trial import Job, Trial
 
@@ -108,9 +108,9 @@ class Playing(tune.Trainable):
 
 @dataclass(frozen=True)
 class SweepStart:
-    """Starts the trials of a sweep."""
+    """Starts the trials of the sweep at `at`."""
 
-    folder: Path
+    at: Path | Url
     sweep: Sweep
     where: Where
     unit: int
@@ -135,7 +135,7 @@ class SweepStart:
         """The trial of a point."""
         s, point = self.sweep, config["point"]
         return Trial(
-            point.jobs(self.folder), self.place, budget_s=s.time_budget_s, tested=point.role == "winner",
+            point.jobs(self.at), self.place, budget_s=s.time_budget_s, tested=point.role == "winner",
             until=point.until, charge=point.charge, lender=lender,
         )  # fmt: skip
 
@@ -146,7 +146,7 @@ class OwnStart:
 
     experiment: Experiment
     place: Where
-    root: Path
+    root: Path | Url
     name: str
     worst: dict[str, float]
     unit: int = 1
@@ -175,7 +175,7 @@ def trainable(
     node must reach `run_root`.
     """
     where = where or Where(hosts=1)
-    root = Path(run_root).resolve()
+    root = engine.root_of(run_root)
     _check_hosts(where)
     place = replace(where, shard_root=where.shard_root or str(root / ".shards"), address=None)
     names = [m.rsplit(":", 1)[-1] for m in experiment.metrics]
@@ -328,7 +328,7 @@ class Guided(Points):
         optuna = _optuna()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         s = self._sweep = loaded.sweep
-        self._folder, self._maker, self._optuna = loaded.folder, maker, optuna
+        self._loaded, self._maker, self._optuna = loaded, maker, optuna
         self._distributions = {n: _distribution(optuna, e) for n, e in s.dimensions.items()}
         self._count = len(waiting) + len(over)
         sampler = optuna.samplers.TPESampler(seed=s.seed + len(over), n_startup_trials=10)
@@ -348,7 +348,7 @@ class Guided(Points):
         assert point is not None
         self._asked[trial_id] = asked
         self._count += 1
-        sweep.remember(self._folder, point)
+        sweep.remember(self._loaded, point)
         return point
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -465,7 +465,7 @@ def evolve(loaded: LoadedSweep, maker: Maker, points: list[Point], book: Book, s
         if not any(p.forked_at == until for p in points):
             values = {p.trial: v for p in present if (v := _arrived(loaded, p)) is not None}
             found = population.forks(s, present, values, until, len(points))
-            sweep.remember(loaded.folder, *found)  # before anything is done: from here on it stays so
+            sweep.remember(loaded, *found)  # before anything is done: from here on it stays so
             points += found
         for point in (p for p in points if p.forked_at == until):
             _fork(loaded, point, points, book)
@@ -483,10 +483,10 @@ def _fork(loaded: LoadedSweep, point: Point, points: list[Point], book: Book) ->
     """Make the runs of a point that was forked, where they are not there, and end the trial whose place it takes."""
     parent = next(p for p in points if p.trial == point.parent)
     changed = point.experiment.changes[len(parent.experiment.changes) :]
-    for job, origin in zip(point.jobs(loaded.folder), parent.jobs(loaded.folder), strict=True):
-        if not is_run(job.folder):
+    for job, origin in zip(point.jobs(loaded.at), parent.jobs(loaded.at), strict=True):
+        if not job.fetch():
             engine.fork(
-                runs.load(origin.folder), [c.partition(":")[2] for c in changed], run_root=loaded.folder,
+                runs.load(str(origin.at)), [c.partition(":")[2] for c in changed], run_root=loaded.at,
                 name=job.name, id=job.id, round=point.forked_at,
             )  # fmt: skip
     before = [p for p in points if p.sample == point.sample and p.forked_at < point.forked_at][-1]
@@ -509,9 +509,9 @@ def _fit(
     """Let Tune play points. Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C."""
     if over >= total:
         return
-    s, number = loaded.sweep, len(list((loaded.folder / "tune").glob("*"))) + 1
+    s, snapshots = loaded.sweep, _snapshots(loaded)
     _ship(s.experiment)
-    start = SweepStart(loaded.folder, s, loaded.where, maker.unit, at_once)
+    start = SweepStart(loaded.at, s, loaded.where, maker.unit, at_once)
     signals = _Signals()
     watcher = _Watcher(s, points, book, signals, total, over, say)
     with _quiet(), signals.passed_on():
@@ -524,7 +524,7 @@ def _fit(
                 max_concurrent_trials=s.max_concurrent, reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name=str(number), storage_path=str(loaded.folder / "tune"), verbose=0,
+                **snapshots, verbose=0,
                 failure_config=tune.FailureConfig(max_failures=s.retries),
                 callbacks=[watcher],
             ),
@@ -536,6 +536,15 @@ def _fit(
         raise Stopped(f"stopped by SIGTERM with {len(left)} trials under way")
     if left:
         raise Stopped(f"Ray Tune gave up with {len(left)} trials under way")
+
+
+def _snapshots(loaded: LoadedSweep) -> dict[str, Any]:
+    """Where Tune puts its own: every node must reach it."""
+    at = loaded.at / "tune"
+    if isinstance(at, Url):
+        number = len(remote.children(at)) + 1
+        return {"name": str(number), "storage_path": at.path, "storage_filesystem": remote.filesystem(at, tries=5)}
+    return {"name": str(len(list(at.glob("*"))) + 1), "storage_path": str(at)}
 
 
 class _Watcher(tune.Callback):

@@ -207,7 +207,7 @@ def test_optuna_is_told_what_is_over_and_goes_on(experiment: Experiment, tmp_pat
     loaded = LoadedSweep(tmp_path, "s", s, Where())
     maker = Maker(s, Where(), tmp_path)
     known = maker.known()
-    sweeps.remember(tmp_path, *known)
+    sweeps.remember(loaded, *known)
     first = tuning.Guided(loaded, maker, known, [])
     given = [first.suggest(f"t{i}") for i in range(5)]
     assert given[0]["point"] == known[0] and given[4] == "FINISHED"
