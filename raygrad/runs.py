@@ -82,8 +82,8 @@ def _remote_runs(at: Url) -> list[Url]:
     return [at / name for name in _names_in(at) if mirror.is_run(at / name)]
 
 
-def newest(name: str, run_root: str | Path) -> Path | Url | None:
-    """Where the newest run of a name is; None if there is none."""
+def newest(name: str, run_root: str | Path | Url) -> Path | Url | None:
+    """Where the newest run of a name is (at an address: run or sweep); None if there is none."""
     root = location(run_root)
     if isinstance(root, Url):
         with remote.at_start():

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from raygrad import config, mirror, space, storage
+from raygrad import config, mirror, runs, space, storage
 from raygrad import run as engine
 from raygrad.contract import Cohort, asks_first
 from raygrad.devices import NotModelled
@@ -33,7 +33,7 @@ from raygrad.experiment import CHANGEABLE, SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
 from raygrad.remote import Url, location
-from raygrad.runs import find, locked, new_folder
+from raygrad.runs import locked, new_folder
 from raygrad.space import SHOWN, Expression, Range, Settings, Value
 from raygrad.stragglers import WaitForAll
 from raygrad.talk import Failures
@@ -540,13 +540,23 @@ def find_sweep(reference: str, run_root: str | Path | Url) -> tuple[Path, Url | 
     """
     root = location(run_root)
     if isinstance(root, Url) or isinstance(location(reference), Url):
-        found = find(reference, root)
+        found = runs.find(reference, root)
         url = found if isinstance(found, Url) else None
         folder = mirror.fetch(found) if isinstance(found, Url) else found
         if not is_sweep(folder):
             raise BadInput(f"{found} is no sweep: it has no sweep.json")
         return folder, url
     return _find_here(reference, root), None
+
+
+def newest(name: str, run_root: str | Path | Url) -> "LoadedSweep | None":
+    """The newest sweep of a name, None if there is none. Raises BadInput."""
+    root = location(run_root)
+    if isinstance(root, Url):
+        found = runs.newest(name, root)
+        return None if found is None else load(found, root)
+    sweeps = sorted(p.parent for p in (root / name).glob("*/sweep.json"))
+    return load(sweeps[-1], root) if sweeps else None
 
 
 def _find_here(reference: str, run_root: Path) -> Path:
@@ -561,7 +571,7 @@ def _find_here(reference: str, run_root: Path) -> Path:
     raise BadInput(f"{error}; looked in {run_root}")
 
 
-def load(reference: str | Path, run_root: str | Path = "runs") -> LoadedSweep:
+def load(reference: str | Path | Url, run_root: str | Path | Url = "runs") -> LoadedSweep:
     """The sweep that `reference` means: a path, `name/id`, or `name`; or the address of one. Raises BadInput."""
     folder, url = find_sweep(str(reference), run_root)
     folder = folder.resolve()
@@ -676,9 +686,9 @@ def winning_points(loaded: LoadedSweep, played: Iterable[Point]) -> list[Point]:
 
 def curve(loaded: LoadedSweep, point: Point) -> list[Evaluation]:
     """The mean over a trial's seeds of its validations, as far as all of them have come."""
-    runs = [evaluations(job.folder) if job.fetch() else [] for job in point.jobs(loaded.at)]
+    curves = [evaluations(job.folder) if job.fetch() else [] for job in point.jobs(loaded.at)]
     found = []
-    for each in zip(*runs, strict=False):
+    for each in zip(*curves, strict=False):
         values = {n: float(np.mean([e.values[n] for e in each])) for n in each[0].values}
         found.append(Evaluation(each[0].round, each[0].communications, values))
     return found

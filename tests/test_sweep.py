@@ -1,11 +1,13 @@
 """Sweeps without Ray: what they refuse, which trials they have, and that a trial is an ordinary run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from raygrad import cli
 from raygrad import run as engine
 from raygrad import sweep as sweeps
 from raygrad.algorithms.fedavg import FedAvg
@@ -199,6 +201,46 @@ def test_the_best_of_each_algorithm_is_run_again_with_fresh_seeds(
     row = {**loaded.trials().to_pylist()[2], "rounds": 6}
     command = "raygrad run digits --set model=linear --set algorithm=fedga --alpha 0.2 --rounds 6 --seed 0"
     assert loaded.command(row) == command
+
+
+def test_the_same_line_starts_a_sweep_and_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --resume, the newest sweep of that name; without a space, the one that is named."""
+    played: list[str] = []
+
+    def run(s: Sweep, where: Where, *, name: str, **kw: object) -> LoadedSweep:
+        folder = tmp_path / "runs" / name / f"{len(played)}"
+        folder.mkdir(parents=True)
+        record = {"schema_version": 1, "name": name, "hash": s.hash, "sweep": s.to_json()}
+        (folder / "sweep.json").write_text(json.dumps(record))
+        (folder / "where.json").write_text(json.dumps(where.to_json()))
+        played.append(f"run {name}/{folder.name}")
+        return sweeps.load(folder)
+
+    def resume(reference: str, **kw: object) -> LoadedSweep:
+        played.append("resume " + "/".join(Path(reference).parts[-2:]))
+        return sweeps.load(reference)
+
+    monkeypatch.setattr(sweeps, "run", run)
+    monkeypatch.setattr(sweeps, "resume", resume)
+    monkeypatch.chdir(tmp_path)
+    line = ["sweep", "digits", "--alpha", "0.1,0.2", "--quiet"]
+    for words in (
+        [*line, "--resume"], [*line, "--resume"], [*line, "--name", "x", "--resume"], line,
+        [*line, "--name", "x", "--resume"], ["sweep", "--resume", "x", "--quiet"], [*line, "--resume"],
+        ["sweep", "--name", "x", "--resume", "--quiet"], ["sweep", "--resume", "digits-sweep/0", "--quiet"],
+    ):  # fmt: skip
+        assert cli.run(words) == 0
+    assert played == [
+        "run digits-sweep/0", "resume digits-sweep/0", "run x/2", "run digits-sweep/3", "resume x/2", "resume x/2",
+        "resume digits-sweep/3", "resume x/2", "resume digits-sweep/0",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert cli.run([*line, "--samples", "5", "--resume"]) == 2
+    assert "searches something else: give another --name, or leave out --resume" in capsys.readouterr().err
+    assert cli.run(["sweep", "--resume", "x", "--samples", "5"]) == 2
+    assert "leave out --samples" in capsys.readouterr().err
 
 
 def test_times() -> None:

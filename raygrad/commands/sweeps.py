@@ -32,7 +32,12 @@ SAME = (
 
 def sweep(
     ctx: typer.Context,
-    recipe: options.Recipe = "digits",
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RECIPE]", help="As for raygrad run. With --resume and no space: a sweep's path, name/id, or name."
+        ),
+    ] = "digits",
     alpha: Annotated[
         str | None, typer.Option("--alpha", metavar="EXPR", help="Values of algorithm.lr.", rich_help_panel=SPACE)
     ] = None,
@@ -130,10 +135,12 @@ def sweep(
             rich_help_panel=options.MACHINE,
         ),
     ] = 3,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="SWEEP", help="Go on with a sweep: its path, name/id, or name."),
-    ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with SWEEP; or with a space, with the newest sweep of this name, or start it.",
+        ),
+    ] = False,
     address: options.Address = None,
     gpus_per_host: options.GpusPerHost = None,
     device: options.Device = None,
@@ -174,6 +181,7 @@ def sweep(
       raygrad sweep digits --set local.batch_size=10,32 --set model=linear
       raygrad sweep digits --alpha 0.05,0.1 --address auto --hosts-per-trial 2 --max-concurrent 4
       raygrad sweep --resume digits-sweep
+      raygrad sweep digits --alpha 0.05,0.1 --name a --resume     start a, or go on with it
     """
     with output.errors():
         from raygrad import sweep as sweeps
@@ -187,29 +195,42 @@ def sweep(
             "address": address, "gpus_per_host": gpus_per_host, "device": device, "numerics": numerics,
             "data_root": data_root, "shard_root": shard_root, "track": track,
         }  # fmt: skip
-        if resume is not None:
-            if any(ctx.params[n] for n in (*SHORT, "settings", "start", "rounds", "communications")):
-                raise BadInput("--resume goes on with a sweep as it was begun; leave out its space, start and budget")
-            loaded = sweeps.load(resume, run_root)
-            where = experiments.place(place, loaded.where)
-            experiments.check_reachable(where, run_root)
-            with _stopping(run_root) as began:
-                began(loaded)
-                loaded = sweeps.resume(str(loaded.at), run_root=run_root, where=where, say=say)
+        old, made, words = None, None, []
+        if _named(ctx.params):
+            if given := [n for n in (*SAME, "time_budget") if str(ctx.get_parameter_source(n)).endswith("COMMANDLINE")]:
+                option = "--" + given[0].replace("_", "-")
+                raise BadInput(f"--resume goes on with a sweep as it was begun; leave out {option}")
+            old = sweeps.load(name or recipe, run_root)
         else:
-            where = experiments.place(place)
-            experiments.check_reachable(where, run_root)
             made, words, called = asked(ctx.params)
-            if data_root is not None:
-                words += ["--data-root", str(data_root)]
-            with _stopping(run_root) as began:
-                loaded = sweeps.run(
-                    made, where, run_root=run_root, name=name or f"{called}-sweep", recipe=words, say=say, began=began
+            name = name or f"{called}-sweep"
+            old = sweeps.newest(name, run_root) if go_on else None
+            if old is not None and old.sweep.hash != made.hash:
+                raise BadInput(
+                    f"{output.run_name(old.at, run_root)}, the newest sweep called {name}, searches something else: "
+                    "give another --name, or leave out --resume"
                 )
+        where = experiments.place(place) if old is None else experiments.place(place, old.where)
+        experiments.check_reachable(where, run_root)
+        with _stopping(run_root) as began:
+            if old is not None:
+                began(old)
+                loaded = sweeps.resume(str(old.at), run_root=run_root, where=where, say=say)
+            else:
+                assert made is not None and name is not None
+                if data_root is not None:
+                    words += ["--data-root", str(data_root)]
+                loaded = sweeps.run(made, where, run_root=run_root, name=name, recipe=words, say=say, began=began)
     if quiet:
         output.line(output.shown(loaded.at))
     else:
         _finish(loaded, run_root)
+
+
+def _named(params: Mapping[str, Any]) -> bool:
+    """Whether the options name a sweep to go on with, and nothing that it searches."""
+    space = (*SHORT, "settings", "start", "rounds", "communications")
+    return bool(params["go_on"]) and not any(params[n] for n in space)
 
 
 def asked(params: Mapping[str, Any]) -> tuple["Sweep", list[str], str]:
@@ -235,7 +256,7 @@ def check(params: Mapping[str, Any]) -> "Experiment | None":
     """The experiment that is searched; None for a sweep that goes on. Raises BadInput."""
     from raygrad import space
 
-    if params["resume"] is not None:
+    if _named(params):
         return None
     made, *_ = asked(params)
     made.with_settings(made.fitting(space.draw(made.dimensions, made.seed, 0)))  # are there such fields?
