@@ -1,5 +1,6 @@
 """What a sweep tells, from trials that are written down here."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import ttest_rel
 
+from jobs.results import tables
 from raygrad import sweep_report
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.experiment import Where
@@ -101,3 +103,17 @@ def test_a_sweep_without_a_finished_trial_has_a_page(loaded: LoadedSweep) -> Non
     pq.write_table(table, loaded.folder / "trials.parquet")
     page = sweep_report.write(loaded).read_text()
     assert "No trial has finished" in page and "1 diverged" in page
+
+
+def test_the_sweep_of_the_results_page_is_told(
+    loaded: LoadedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tables.sweep_block(tmp_path, None) == "The sweep has not been run yet."
+    made = replace(loaded, recipe=("digits", "--data-root", "/somewhere/else"))
+    monkeypatch.setattr(tables.sweep, "newest", lambda name, root: made)
+    text = tables.sweep_block(tmp_path, tmp_path / "pages")
+    assert text.startswith("12 trials (1 diverged, 11 finished)")
+    assert re.search(r"\| fedavg \|.*\n\| fedga \|", text)
+    page = (tmp_path / "pages" / "cifar10-sweep.html").read_text()
+    for told in (text, page):
+        assert "raygrad run digits --data-root DIR" in told and "/somewhere" not in told

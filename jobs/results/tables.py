@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -27,9 +28,10 @@ from jobs.results.study import (
     searched,
     shown,
 )
-from raygrad import pictures, tables
+from raygrad import pictures, sweep, sweep_report, tables
 from raygrad.errors import BadInput
 from raygrad.report import RunView
+from raygrad.space import SHOWN
 
 PAPER_RANKING = "FedGA, SCAFFOLD, FedProx, FedAvg"
 """Table 1's order in percent on CIFAR-10 and on heterogeneous EMNIST, best first; the same on both."""
@@ -41,6 +43,9 @@ PROBED = {
     "cosine": "mean cosine to the mean gradient",
 }
 """The columns of the table `probes` that are shown."""
+
+SWEEP = "cifar10-sweep"
+"""The sweep's name; docs/results.md has the command that runs it."""
 
 Runs = Mapping[str, RunView]  # by method
 
@@ -220,7 +225,31 @@ def blocks(run_root: Path, pictures_to: Path | None = None) -> dict[str, str]:
             figure(views, pictures_to / f"{name}.svg")
             parts.insert(0, f"![{study.title}: curves at equal communications](results/{name}.svg)")
         made[name] = "\n\n".join(part for part in parts if part)
+    made["sweep"] = sweep_block(run_root, pictures_to)
     return made
+
+
+def sweep_block(run_root: Path, pages_to: Path | None) -> str:
+    """The best settings of the newest sweep called SWEEP; its page goes into the folder `pages_to`."""
+    loaded = sweep.newest(SWEEP, run_root)
+    if loaded is None:
+        return "The sweep has not been run yet."
+    loaded = replace(loaded, recipe=tuple("DIR" if w.startswith("/") else w for w in loaded.recipe))
+    found = sweep_report.trials(loaded)
+    outcomes = [t.outcome for t in found]
+    counts = ", ".join(f"{outcomes.count(o)} {o}" for o in sorted(set(outcomes)))
+    space = "; ".join(f"{SHOWN.get(n, n)} {text}" for n, text in loaded.sweep.space.items())
+    parts = [
+        f"{len(found)} trials ({counts}) of at most {loaded.sweep.communications} communications; {space}.",
+        table(*sweep_report.table(loaded)),
+        "\n".join(["```", *(h.command for h in sweep_report.best(loaded)), "```"]),
+    ]
+    if pages_to is not None:
+        sweep_report.write(loaded, pages_to / f"{SWEEP}.html")
+        parts.append(
+            f"[The sweep's page](results/{SWEEP}.html): maps of alpha and beta per K, sensitivity, curves, all trials."
+        )
+    return "\n\n".join(parts)
 
 
 def filled(text: str, parts: Mapping[str, str], where: Path) -> str:
