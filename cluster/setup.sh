@@ -13,7 +13,7 @@ if [ "$(uv --version 2>/dev/null | cut -d' ' -f2)" != "$uv_version" ]; then
   curl -LsSf "https://github.com/astral-sh/uv/releases/download/$uv_version/uv-installer.sh" | env UV_NO_MODIFY_PATH=1 sh
 fi
 uv venv --quiet --allow-existing --python "$python_version" "$env"
-uv pip install --quiet --python "$env/bin/python" --constraint cluster/constraints.txt . "$@"
+uv pip install --quiet --python "$env/bin/python" --constraint cluster/constraints.txt ".[tune]" "$@"
 
 # What every shell on the node needs, those of `ray exec` and `ray attach` included.
 cat > "$env/cluster.sh" <<'SH'

@@ -24,13 +24,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def check_name(name: str) -> None:
+    """Refuse a name of runs that cannot be a folder's, or not be printed. Raises BadInput."""
+    if not name or name.startswith(".") or "/" in name or not name.isprintable():
+        raise BadInput(f"name {name!r} cannot name a folder")
+
+
 def new_folder(run_root: Path, name: str, hash: str, id: str | None = None, shared: bool = False) -> Path:
     """An empty folder `run_root/name/id`; ids sort by time. With `shared` other machines do not choose the same.
 
     Given an `id`, what a start that failed left there is removed.
     """
-    if not name or name.startswith(".") or "/" in name:
-        raise BadInput(f"name {name!r} cannot name a folder")
+    check_name(name)
     stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{hash[:6]}" + (f"-{uuid.uuid4().hex[:6]}" if shared else "")
     try:
         (run_root / name).mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from socket import create_server
 from typing import Any
@@ -21,7 +22,7 @@ from raygrad import cli, load
 from raygrad.commands import experiments, parcel, train
 from raygrad.commands import jobs as job_commands
 from raygrad.errors import BadInput, JobLost
-from raygrad.onray import contact, tokens
+from raygrad.onray import contact, doctor, node, tokens
 from raygrad.onray import jobs as onray_jobs
 from raygrad.onray.doctor import Examined, Node, findings
 from raygrad.onray.jobs import Job, Jobs
@@ -89,8 +90,9 @@ def test_a_recipe_file_goes_with_the_modules_that_it_uses(tmp_path: Path) -> Non
         "def recipe(): return RECIPES['digits']().set('rounds', str(ROUNDS))\n"
     )
     model = ["--set", "model=custom", "--set", "model.factory=my_model:net"]
-    words, files = packed("--name", "mine/recipe.py", "mine/recipe.py", *model)
-    assert words == ["--name", "mine/recipe.py", "recipe.py", *model]
+    words, files = packed("--name", "x", "mine/recipe.py", *model)
+    assert words == ["--name", "x", "recipe.py", *model]
+    assert parcel.renamed("run", RUN, ["--name", "a.py", "a.py"], "a.py", "b.py") == ["--name", "a.py", "b.py"]
     assert files == {"recipe.py", "beside.py", "package/__init__.py", "package/inner.py", "my_model.py"}
 
 
@@ -121,6 +123,9 @@ def test_a_working_dir_goes_along_as_it_is(tmp_path: Path) -> None:
         (["digits", "--init", "w.safetensors"], "--init is w.safetensors, which is relative"),
         (["digits", "--shard-root", "s3://key:secret@bucket/x"], r"s3… holds a secret"),
         (["digits", "--shard-root", "s3://bucket/x?secret_key=abc"], r"s3… holds a secret"),
+        (["digits", "--shard-root", "s3://bucket/x?secret%5Fkey=abc"], r"holds a user or a key"),
+        (["digits", "--name", "a/b"], r"name 'a/b' cannot name a folder"),
+        (["digits", "--name", "two\nlines"], r"name 'two\\nlines' cannot name a folder"),
         (["digits", "--hosts", "0"], "hosts is 0"),
         (["digits", "--address", "auto"], "a job joins the Ray that runs it"),
     ],
@@ -424,6 +429,19 @@ def test_where_the_token_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "RAY_AUTH_MODE is disabled here" in tokens.missing("it")
 
 
+def test_what_is_no_token_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc\ndef")
+    error = said(capsys, "job", "list", "--address", "http://127.0.0.1:1", code=2)
+    assert "the token in RAY_AUTH_TOKEN is damaged" in error and "def" not in error
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(BadInput, match="RAY_AUTH_MODE is token, and there is no token here"):
+        tokens.check()
+
+
 @pytest.fixture
 def dashboard() -> Iterator[tuple[str, dict[str, Any]]]:
     """An HTTP server that gives prepared answers: path -> (status, JSON)."""
@@ -434,6 +452,8 @@ def dashboard() -> Iterator[tuple[str, dict[str, Any]]]:
             answers.setdefault("headers", []).append(dict(self.headers))
             status, body = answers.get(self.path, (404, {}))
             self.send_response(status)
+            if "location" in answers:
+                self.send_header("Location", answers["location"])
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
@@ -477,6 +497,44 @@ def test_a_dashboard_that_will_do(dashboard: tuple[str, dict[str, Any]], monkeyp
     assert answers["headers"][0]["Authorization"] == "Bearer abc"
     answers |= {"/api/v0/cluster_metadata": (200, {"data": {"pythonVersion": "3.11.99"}})}
     assert "the cluster has Python 3.11.99" in str(contact.check_dashboard(url))
+
+
+def test_the_token_goes_to_nobody_else(dashboard: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, answers = dashboard
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    answers |= {VERSION: (302, {}), "location": url + "/elsewhere"}
+    with pytest.raises(BadInput, match=r"\(HTTP 302\)"):
+        contact.check_dashboard(url)
+    assert len(answers["headers"]) == 1
+
+
+def test_a_dashboard_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the first question, and no other."""
+    monkeypatch.setattr(onray_jobs, "SILENT_S", 0.3)
+    version = json.dumps({"ray_version": ray.__version__, "version": "4", "session_name": "s"}).encode()
+    ended = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != VERSION:
+                ended.wait(20)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(version)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    monkeypatch.setattr(contact, "CONNECT_S", 0.5)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(BadInput, match="no Ray's dashboard answers"):
+        Jobs(f"http://127.0.0.1:{server.server_port}").all()
+    ended.set()
+    server.shutdown()
+    server.server_close()
 
 
 def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -567,6 +625,14 @@ def test_what_is_to_be_known() -> None:
     assert "no node has CPUs now" in findings(examined(a_node(cpus=0.0))).notes[0]
     assert "no CPU is free now" in findings(examined(a_node(), free=0.0)).notes[0]
     assert "nodes do not ask for a token" in findings(examined(a_node(auth="disabled"))).notes[0]
+
+
+def test_the_doctor_refuses_keys_and_puts_its_files_where_they_belong() -> None:
+    with pytest.raises(BadInput, match="holds a user or a key"):
+        doctor.examine(None, "s3://AKIA123:SEKRET@bucket/runs?region=x", None)
+    name = node.inside("s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http")
+    assert re.fullmatch(r"s3://bucket/runs/\.raygrad-doctor-\w+\?endpoint_override=127\.0\.0\.1:9&scheme=http", name)
+    assert re.fullmatch(r"/what\?/\.raygrad-doctor-\w+", node.inside("/what?"))
 
 
 def test_the_doctor_on_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ STOPPED = 143
 INTERRUPTED = 130
 PYTHON = ("python", "-m", "raygrad")
 _GOES_ON = re.compile(r"^\s*(raygrad: .*)?continue it with `raygrad ", re.M)
-_FOLDER = re.compile(r"→ (/\S+)$", re.M)
+_FOLDER = re.compile(r"→ (/.+)$", re.M)
 
 Address = Annotated[
     str | None,

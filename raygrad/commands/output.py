@@ -92,7 +92,9 @@ def shown(path: Path | Url) -> str:
 
 
 def run_name(folder: Path | Url, run_root: str) -> str:
-    """What to write for RUN: `name/id` under the default run root, else the path or the address."""
-    if isinstance(folder, Path) and run_root == "runs" and folder.resolve().parent.parent == Path(run_root).resolve():
-        return f"{folder.parent.name}/{folder.name}"
-    return shown(folder)
+    """What to write for RUN in a shell: `name/id` under the default run root, else the path or the address."""
+    if isinstance(folder, Url):
+        return shown(folder)
+    if run_root == "runs" and folder.resolve().parent.parent == Path(run_root).resolve():
+        return shlex.quote(f"{folder.parent.name}/{folder.name}")
+    return shlex.quote(shown(folder))

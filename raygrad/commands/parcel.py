@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from raygrad.commands import experiments
 from raygrad.errors import BadInput
 from raygrad.naming import load_attribute
+from raygrad.remote import location
 
 PATHS = {"run_root": "--run-root", "data_root": "--data-root", "shard_root": "--shard-root", "init": "--init"}
 """Options that name folders and files, which the cluster has to reach."""
@@ -107,6 +108,8 @@ def _refuse_relative(params: Mapping[str, Any]) -> None:
     """A job runs in a folder that Ray removes after it."""
     for field, option in PATHS.items():
         value = params.get(field)
+        if value is not None:
+            location(str(value))  # refuses an address that holds a secret, however it is written
         if value is not None and not _ROOTED.match(str(value)):
             raise BadInput(
                 f"{option} is {value}, which is relative; a job needs a path that the cluster's nodes reach, such as "

@@ -255,7 +255,10 @@ def asked(params: Mapping[str, Any]) -> tuple["Sweep", list[str], str]:
 def check(params: Mapping[str, Any]) -> "Experiment | None":
     """The experiment that is searched; None for a sweep that goes on. Raises BadInput."""
     from raygrad import space
+    from raygrad.runs import check_name
 
+    if params["name"] is not None:
+        check_name(params["name"])
     if _named(params):
         return None
     made, *_ = asked(params)

@@ -295,10 +295,13 @@ def fork(
 def check(params: Mapping[str, Any]) -> "Experiment":
     """The experiment that the options of `raygrad run` ask for. Raises BadInput for what can be known without data."""
     from raygrad.commands import experiments
+    from raygrad.runs import check_name
 
     chosen = experiments.choose(
         params["recipe"], params["settings"] or (), {path: params[n] for n, path in SHORT.items()}
     )
+    if params["name"] is not None:
+        check_name(params["name"])
     if params["address"]:
         raise BadInput("a job joins the Ray that runs it; --address before or after the recipe is the dashboard's")
     experiments.place({n: params[n] for n in PLACE})

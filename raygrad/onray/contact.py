@@ -13,7 +13,7 @@ from functools import cache
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import ray
 from ray._private import services
@@ -49,13 +49,19 @@ def check_cluster(address: str) -> None:
             f"no Ray answers at {address}: who listens there is no cluster for drivers to join (HOST:6379); "
             "it may be a dashboard"
         )
+    tokens.check()
     try:
         with _stderr_closed():
             versions = _versions(address)
     except AuthenticationError as e:
         raise BadInput(_token_sentence(f"the Ray at {address}")) from e
-    except Exception:  # it is a question ahead of time; joining will say what is wrong
+    except (ImportError, AttributeError, TypeError):  # another Ray's insides; joining will say what is wrong
         return
+    except Exception as e:
+        raise BadInput(
+            f"no Ray answers at {address}: who listens there is not the head's port for drivers (HOST:6379), or does "
+            f"not answer ({type(e).__name__})"
+        ) from e
     theirs = (versions.get("ray_version"), versions.get("python_version"))
     ours = (ray.__version__, python_version())
     level = 2 if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor" else 3
@@ -179,12 +185,19 @@ def check_dashboard(url: str, quick: bool = False) -> str | None:
     return None
 
 
+class _Here(HTTPRedirectHandler):
+    """Goes nowhere else: the token is for who was named."""
+
+    def redirect_request(self, *args: object, **kw: object) -> None:
+        return None
+
+
 def _get(url: str, path: str) -> Mapping[str, Any]:
     """A JSON object from a dashboard. Raises BadInput."""
     token = tokens.configured()
     headers = {} if token is None else {"Authorization": f"Bearer {token.value}"}
     try:
-        with urlopen(Request(url + path, headers=headers), timeout=CONNECT_S) as answer:
+        with build_opener(_Here).open(Request(url + path, headers=headers), timeout=CONNECT_S) as answer:
             found = json.loads(answer.read())
     except HTTPError as e:
         if e.code == 401:
@@ -193,7 +206,7 @@ def _get(url: str, path: str) -> Mapping[str, Any]:
             raise BadInput(tokens.wrong(f"the Ray at {url}")) from None
         raise _Nobody(f"no Ray's dashboard answers at {url} (HTTP {e.code}); jobs go to http://HOST:8265") from e
     except (OSError, HTTPException, ValueError) as e:
-        why = e.reason if isinstance(e, URLError) else e
+        why = e.reason if isinstance(e, URLError) else "no JSON" if isinstance(e, ValueError) else e
         raise _Nobody(
             f"no Ray's dashboard answers at {url} ({why}); check --address, and that the tunnel to it is open"
         ) from e

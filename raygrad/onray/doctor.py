@@ -5,17 +5,19 @@
 
 import logging
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from raygrad.errors import BadInput
 from raygrad.onray import node
+from raygrad.remote import Url, location
 
+_PROBE = re.compile(r"/\.raygrad-doctor-\w+")
 ANSWER_S = 120.0
 """How long a node may take to look at itself; the first worker on it has to import torch."""
 
@@ -74,7 +76,9 @@ def examine(address: str | None, run_root: str | None, shard_root: str | None) -
 
 
 def _absolute(root: str) -> str:
-    return root if "://" in root else str(Path(root).absolute())
+    """Raises BadInput for an address that holds a secret or is none."""
+    place = location(root)
+    return str(place) if isinstance(place, Url) else str(place.absolute())
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def _files(roots: Iterable[str]) -> Iterator[tuple[dict[str, str], list[str]]]:
     files: dict[str, str] = {}
     errors: list[str] = []
     for root in dict.fromkeys(roots):
-        file, content = f"{root.rstrip('/')}/.raygrad-doctor-{uuid.uuid4().hex}", uuid.uuid4().hex
+        file, content = node.inside(root), uuid.uuid4().hex
         try:
             node.write(file, content)
             files[file] = content
@@ -216,7 +220,7 @@ def _wrong_with(n: Node, found: Examined) -> Iterator[str]:
         )
     for path, wrong in facts["storage"].items():
         if wrong:
-            root = path.rpartition("/")[0] if ".raygrad-doctor-" in path else path
+            root = _PROBE.sub("", path)
             yield f"{who}: {root} {wrong}; mount one folder under this path on all nodes, or use s3:// or gs://"
 
 

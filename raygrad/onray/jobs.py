@@ -26,6 +26,8 @@ from raygrad.onray import contact, tokens
 GRACE = "RAY_JOB_STOP_WAIT_TIME_S"
 LOOK_S = 15.0
 """After so long without a line it is asked whether the cluster still answers."""
+SILENT_S = 60.0
+"""How long a dashboard may take over one request; a job's folder may be on the way."""
 LOST_S = 60.0
 """A cluster that does not answer for so long has lost the job, as far as we can know."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -61,12 +63,12 @@ class Jobs:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        for name in ("job.sdk", "dashboard_sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+        for name in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
         self.url = contact.dashboard(address)
         self.note = contact.check_dashboard(self.url)
         with _unset(*_OVERRIDES), self._answering():
-            self._client = JobSubmissionClient(self.url)
+            self._client = _Client(self.url)
 
     def link(self, id: str) -> str:
         """Where a browser shows the job."""
@@ -168,6 +170,13 @@ class Jobs:
             raise BadInput(tokens.missing(where) if tokens.configured() is None else tokens.wrong(where)) from e
         except OSError as e:
             raise BadInput(f"no Ray's dashboard answers at {self.url} ({_first_line(e)}); is the tunnel open?") from e
+
+
+class _Client(JobSubmissionClient):
+    """Ray's own waits for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **kw: Any) -> Any:
+        return super()._do_request(method, endpoint, **{"timeout": (contact.CONNECT_S, SILENT_S), **kw})
 
 
 class _Away(Exception):

@@ -99,8 +99,14 @@ def _read(path: str, content: str) -> str:
     return "" if found == content else "holds something else: it is another storage"
 
 
+def inside(root: str) -> str:
+    """A name in a root that nothing has yet. What follows a URL's question mark stays behind it."""
+    path, mark, options = root.partition("?") if "://" in root else (root, "", "")
+    return f"{path.rstrip('/')}/.raygrad-doctor-{uuid.uuid4().hex}{mark}{options}"
+
+
 def _write(root: str) -> str:
-    path = f"{root.rstrip('/')}/.raygrad-doctor-{uuid.uuid4().hex}"
+    path = inside(root)
     try:
         write(path, "node")
         remove(path)

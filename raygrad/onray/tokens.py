@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raygrad.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Token:
@@ -18,18 +20,36 @@ class Token:
 
 
 def configured() -> Token | None:
-    """The token that is configured here; None if there is none, or if RAY_AUTH_MODE says that none is to be shown."""
+    """The token that is configured here; None if there is none, or if RAY_AUTH_MODE says that none is to be shown.
+
+    Raises BadInput for one that cannot be a token; what it is instead is not told.
+    """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
     given = os.environ.get("RAY_AUTH_TOKEN")
     if given:
-        return Token(given.strip(), "RAY_AUTH_TOKEN")
+        return _checked(Token(given.strip(), "RAY_AUTH_TOKEN"))
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     try:
         value = path.read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return Token(value, str(path)) if value else None
+    return _checked(Token(value, str(path))) if value else None
+
+
+def _checked(token: Token) -> Token:
+    if not (token.value.isascii() and token.value.isprintable()) or " " in token.value:
+        raise BadInput(f"the token in {token.source} is damaged: it is one word, and this has spaces or line breaks")
+    return token
+
+
+def check() -> None:
+    """Refuse to show a token where there is none. Ray would end the process without a word."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and configured() is None:
+        raise BadInput(
+            "RAY_AUTH_MODE is token, and there is no token here; copy the cluster's ~/.ray/auth_token to this machine, "
+            "or name its file in RAY_AUTH_TOKEN_PATH"
+        )
 
 
 def use_by_default() -> None:

@@ -452,25 +452,28 @@ def evolve(loaded: LoadedSweep, maker: Maker, points: list[Point], book: Book, s
     s, points = loaded.sweep, list(points)
     stops = population.stops(s, points[0])
     for generation, until in enumerate(stops, 1):
-        present = [replace(p, until=until) for p in population.members(points, until)]
-        waiting = [p for p in present if not book.outcome(p) and not (p.goes_on and _arrived(loaded, p) is not None)]
-        if waiting:
-            say(f"generation {generation} of {len(stops)}: {len(present)} trials, to round {until}")
-        _fit(
-            loaded, maker, Points(waiting), FIFOScheduler(), len(present), len(present) - len(waiting), book, say,
-            s.seeds,
-        )  # fmt: skip
-        if until == stops[-1]:
-            break
-        if not any(p.forked_at == until for p in points):
+        if not any(p.forked_at == until for p in points):  # else it is decided who goes on
+            present = [replace(p, until=until) for p in population.members(points, until)]
+            waiting = [
+                p for p in present if not book.outcome(p) and not (p.goes_on and _arrived(loaded, p) is not None)
+            ]
+            if waiting:
+                say(f"generation {generation} of {len(stops)}: {len(present)} trials, to round {until}")
+            _fit(
+                loaded, maker, Points(waiting), FIFOScheduler(), len(present), len(present) - len(waiting), book, say,
+                s.seeds,
+            )  # fmt: skip
+            if until == stops[-1]:
+                break
             values = {p.trial: v for p in present if (v := _arrived(loaded, p)) is not None}
             found = population.forks(s, present, values, until, len(points))
             sweep.remember(loaded, *found)  # before anything is done: from here on it stays so
             points += found
+            for point in found:
+                settings = " ".join(f"{sweep.SHOWN.get(n, n)} {v}" for n, v in point.settings.items())
+                say(f"trial {point.trial} forks trial {point.parent}: {settings}")
         for point in (p for p in points if p.forked_at == until):
             _fork(loaded, point, points, book)
-            settings = " ".join(f"{sweep.SHOWN.get(n, n)} {v}" for n, v in point.settings.items())
-            say(f"trial {point.trial} forks trial {point.parent}: {settings}")
     return points
 
 

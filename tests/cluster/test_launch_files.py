@@ -294,7 +294,7 @@ def test_setup_installs_under_the_constraints(tmp_path: Path, files: Files) -> N
     calls = (tools / "calls").read_text()
     assert "curl" not in calls  # the pinned uv is there
     assert f"--python {python} {home}/raygrad-env" in calls
-    assert "--constraint cluster/constraints.txt . boto3" in calls
+    assert "--constraint cluster/constraints.txt .[tune] boto3" in calls
     assert (home / ".bashrc").read_text().count("raygrad-env/cluster.sh ]") == 1
     assert "RAY_AUTH_MODE=token" in (home / "raygrad-env" / "cluster.sh").read_text()
     assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
@@ -308,19 +308,27 @@ def test_gcp_setup(tmp_path: Path) -> None:
     for name in ("gcp-setup.sh", "gcp.yaml"):
         shutil.copy(CLUSTER / name, tmp_path)
     tools, script = tmp_path / "tools", tmp_path / "gcp-setup.sh"
-    stand_in(tools, "gcloud", "")
+    nothing_there = "[[ $* != *' describe '* ]]"
+    stand_in(tools, "gcloud", nothing_there)
+    assert "usage:" in bash(script, "p-1", home=tmp_path, path=tools).stderr
     assert bash(script, "p-1", "0.0.0.0/0", home=tmp_path, path=tools).returncode == 2
     assert not (tools / "calls").exists()
     assert bash(script, "p-1", "203.0.113.7/32", home=tmp_path, path=tools).returncode == 0
-    calls = (tools / "calls").read_text().splitlines()
+    calls = [c for c in (tools / "calls").read_text().splitlines() if " describe " not in c]
     assert len(calls) == 7 and all("--project p-1 --quiet" in c for c in calls)
     assert any("tcp:22 --source-ranges=203.0.113.7/32" in c for c in calls)
     config = yaml.safe_load((tmp_path / "gcp.yaml").read_text())
     assert "FILL-IN" not in str(config) and config["provider"]["project_id"] == "p-1"
     account = config["available_node_types"]["cpu"]["node_config"]["serviceAccounts"][0]["email"]
     assert any(account in c and "storage.objectUser" in c for c in calls)
+    (tools / "calls").unlink()
+    stand_in(tools, "gcloud", "")  # all is there: nothing is made twice
+    assert bash(script, "p-1", "203.0.113.8/32", home=tmp_path, path=tools).returncode == 0
+    again = (tools / "calls").read_text()
+    assert " create " not in again and "firewall-rules update raygrad-ssh --source-ranges=203.0.113.8/32" in again
+    (tools / "calls").unlink()
     assert bash(script, "p-1", "down", home=tmp_path, path=tools).returncode == 0
-    removed = (tools / "calls").read_text().splitlines()[7:]
+    removed = (tools / "calls").read_text().splitlines()
     assert len(removed) == 3 and all(" delete " in c for c in removed) and "buckets" not in str(removed)
 
 

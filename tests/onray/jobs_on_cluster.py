@@ -136,6 +136,9 @@ def main(folder: Path) -> None:
     wrong, none = str(folder / "wrong"), str(folder / "absent")
     found["wrong_token"] = say_elsewhere("job", "list", *at, RAY_AUTH_TOKEN_PATH=wrong)
     found["no_token"] = say_elsewhere("job", "list", *at, RAY_AUTH_TOKEN_PATH=none)
+    found["run_no_token"] = say_elsewhere(
+        "run", "--address", cluster.address, RAY_AUTH_TOKEN_PATH=none, RAY_AUTH_MODE="token"
+    )
     found["run_wrong_token"] = say_elsewhere("run", "--address", cluster.address, RAY_AUTH_TOKEN_PATH=wrong)
     host, _, port = cluster.webui_url.rpartition(":")  # pyright: ignore[reportAttributeAccessIssue]
     found["run_dashboard"] = say("run", "--address", f"{host}:{port}")

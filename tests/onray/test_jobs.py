@@ -105,11 +105,12 @@ def test_no_secret_and_no_data_is_in_a_job(found: dict[str, Any]) -> None:
     assert found["environment"]["working_dir"].startswith("gcs://")
 
 
-@pytest.mark.parametrize("case", ["wrong_token", "no_token", "run_wrong_token", "run_dashboard"])
+@pytest.mark.parametrize("case", ["wrong_token", "no_token", "run_no_token", "run_wrong_token", "run_dashboard"])
 def test_a_wrong_or_missing_token_is_one_sentence_in_time(case: str, found: dict[str, Any]) -> None:
     expected = {
         "wrong_token": "refuses the token in", "run_wrong_token": "refuses the token in",
-        "no_token": "asks for a token, and there is none here", "run_dashboard": "it may be a dashboard",
+        "no_token": "asks for a token, and there is none here", "run_no_token": "there is no token here",
+        "run_dashboard": "it may be a dashboard",
     }  # fmt: skip
     assert expected[case] in one_sentence(found[case])
     assert found[case]["seconds"] < 30
