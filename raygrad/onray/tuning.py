@@ -12,9 +12,9 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -384,21 +384,56 @@ def _distribution(optuna: Any, e: space.Expression) -> Any:
     return d.FloatDistribution(low, high, log=e.log, step=None if e.log else e.step)
 
 
+class _EachAlone(FIFOScheduler):
+    """Compares the trials of each algorithm among themselves: one that starts slowly shall have its best setting found,
+    too.
+    """
+
+    def __init__(self, make: Callable[[], TrialScheduler]) -> None:
+        super().__init__()
+        self._make = make
+        self._by_algorithm: dict[object, TrialScheduler] = {}
+
+    def of(self, settings: Mapping[str, Any]) -> TrialScheduler:
+        """The one for trials of these settings."""
+        return self._by_algorithm.setdefault(settings.get("algorithm"), self._make())
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self.of(trial.config).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        return self.of(trial.config).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict) -> None:
+        self.of(trial.config).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.of(trial.config).on_trial_error(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self.of(trial.config).on_trial_remove(tune_controller, trial)
+
+
 def _scheduler(s: Sweep, maker: Maker) -> TrialScheduler:
     """What compares trials, at equal communications."""
+    if s.scheduler in ("asha", "median"):
+        return _EachAlone(lambda: _stopping(s, maker))
+    if s.scheduler == "hyperband":
+        units = max(1, -(-maker.most // maker.unit))
+        return HyperBandScheduler("units", s.measure, s.better, max_t=units, reduction_factor=REDUCTION)
+    return FIFOScheduler()
+
+
+def _stopping(s: Sweep, maker: Maker) -> TrialScheduler:
+    """What stops trials that are worse than those before them."""
     most, unit = maker.most, maker.unit
     first = min(most, unit * max(1, round(most / REDUCTION**RUNGS / unit)))
     if s.scheduler == "asha":
         return AsyncHyperBandScheduler(
             "communications", s.measure, s.better, max_t=most, grace_period=first, reduction_factor=REDUCTION
         )
-    if s.scheduler == "median":
-        never: Any = float("inf")  # trials are not paused for others to have a turn: hosts would be started again
-        return MedianStoppingRule("communications", s.measure, s.better, first, min_time_slice=never)
-    if s.scheduler == "hyperband":
-        units = max(1, -(-most // unit))
-        return HyperBandScheduler("units", s.measure, s.better, max_t=units, reduction_factor=REDUCTION)
-    return FIFOScheduler()
+    never: Any = float("inf")  # trials are not paused for others to have a turn: hosts would be started again
+    return MedianStoppingRule("communications", s.measure, s.better, first, min_time_slice=never)
 
 
 @dataclass(frozen=True)
@@ -406,15 +441,16 @@ class _Past:
     """A trial of an earlier process, as schedulers know one."""
 
     trial_id: str
+    config: Mapping[str, Any] = field(compare=False)
 
 
 def _tell(scheduler: TrialScheduler, s: Sweep, past: Iterable[tuple[Point, str, list[trial.Evaluation]]]) -> None:
     """Tell a scheduler what trials reported in earlier processes. HyperBand's brackets are begun anew."""
-    if not isinstance(scheduler, AsyncHyperBandScheduler | MedianStoppingRule):
+    if not isinstance(scheduler, _EachAlone):
         return
     nobody: Any = None  # neither scheduler asks the controller for anything here
     for point, outcome, curve in past:
-        then: Any = _Past(f"past-{point.trial}")
+        then: Any = _Past(f"past-{point.trial}", point.settings)
         results = [{"communications": e.communications, s.measure: e.values[s.measure]} for e in curve]
         if outcome == "diverged":
             at = (results[-1]["communications"] if results else 0) + point.cadence

@@ -191,12 +191,16 @@ def test_a_new_scheduler_is_told_what_trials_before_it_reported(experiment: Expe
     for scheduler in (tuning._scheduler(s, maker), tuning._scheduler(replace(s, scheduler="median"), maker)):
         curve = [Evaluation(r, 2 * r, {"accuracy": 0.9}) for r in (2, 4, 6)]
         tuning._tell(scheduler, s, [(p, "stopped", curve) for p in points[:3]])
-        bad = tuning._Past("bad")
+        assert isinstance(scheduler, tuning._EachAlone)
+        other = tuning._Past("other", {"algorithm": "fedavg"})
+        bad = tuning._Past("bad", {})
         scheduler.on_trial_add(None, bad)  # type: ignore[arg-type]
         at = {"communications": 4, "accuracy": 0.1}
-        assert scheduler.on_trial_result(None, bad, at) == "STOP"  # type: ignore[arg-type]
-        if isinstance(scheduler, AsyncHyperBandScheduler):
-            milestones = [milestone for milestone, _ in scheduler._brackets[0]._rungs]
+        assert scheduler.on_trial_result(None, bad, at) == "STOP"
+        scheduler.on_trial_add(None, other)
+        assert scheduler.on_trial_result(None, other, at) == "CONTINUE"  # another algorithm: the first of its kind
+        if isinstance(inner := scheduler.of({}), AsyncHyperBandScheduler):
+            milestones = [milestone for milestone, _ in inner._brackets[0]._rungs]
             assert all(m % maker.unit == 0 for m in milestones)  # every trial is judged there
 
 
