@@ -64,8 +64,10 @@ def _moved(sweep: Sweep, name: str, value: Value, after: int, sample: int) -> Va
     if isinstance(expression, Range):
         if anew < RESAMPLE or isinstance(value, str):
             return expression.at(where)
-        return expression.near(value, FACTORS[way >= 0.5])
+        moved = [expression.near(value, f) for f in (FACTORS if way < 0.5 else FACTORS[::-1])]
+        return next((m for m in moved if m != value), value)  # at an end of the range the other way
     if anew < RESAMPLE or value not in expression.values:
         return expression.values[floor(where * len(expression.values))]
-    at = expression.values.index(value) + (1 if way >= 0.5 else -1)
-    return expression.values[min(len(expression.values) - 1, max(0, at))]
+    at, last = expression.values.index(value), len(expression.values) - 1
+    beside = [i for i in ((at - 1, at + 1) if way < 0.5 else (at + 1, at - 1)) if 0 <= i <= last]
+    return expression.values[beside[0]] if beside else value

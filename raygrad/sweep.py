@@ -30,6 +30,7 @@ from raygrad.devices import NotModelled
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import CHANGEABLE, SCHEMA_VERSION, Experiment, Where
+from raygrad.interrupts import Interrupts
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
 from raygrad.remote import Url, location
@@ -43,6 +44,12 @@ from raygrad.trials import Book, Row, read_trials
 Say = Callable[[str], None]
 EXTRA = "pip install 'raygrad[tune]'"
 """What brings Optuna."""
+
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "search": ("random", "grid", "optuna"), "scheduler": ("none", "asha", "median", "hyperband", "pbt"),
+    "mode": (None, "max", "min"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,26 @@ class Sweep:
     def __post_init__(self) -> None:
         object.__setattr__(self, "space", {space.field_of(n): _text(v) for n, v in self.space.items()})
         object.__setattr__(self, "start", tuple({space.field_of(n): v for n, v in p.items()} for p in self.start))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), [str(a) for a in allowed if a])
         for name, lowest in (
             ("samples", 1), ("seeds", 1), ("communications", 1), ("hosts_per_trial", 1), ("max_concurrent", 1),
             ("seed", 0), ("winner_seeds", 0), ("retries", 0), ("generations", 2),
         ):  # fmt: skip
             value = getattr(self, name)
+            if value is not None and type(value) is not int:
+                raise BadInput(f"{name} is {value!r}; it must be a whole number")
             if value is not None and value < lowest:
                 raise BadInput(f"{name} is {value}; it must be >= {lowest}")
         if self.time_budget_s is not None and not self.time_budget_s > 0:
             raise BadInput(f"time_budget_s is {self.time_budget_s}; it must be > 0")
         if self.scheduler == "pbt":
             self._check_population()
+        if self.scheduler == "hyperband" and self.search == "optuna":
+            raise BadInput("scheduler hyperband has to know all trials from the beginning; use asha with search optuna")
+        if "evaluation.mode" in self.space:
+            raise BadInput("evaluation.mode cannot be a dimension: trials are compared on validation data")
         for path in ("seed", "rounds"):
             if path in self.space:
                 raise BadInput(f"{path} cannot be a dimension; use seeds, and rounds or communications, of the sweep")
@@ -162,8 +178,8 @@ class Sweep:
 
     @property
     def hash(self) -> str:
-        """The sha256 of all of it."""
-        return hashlib.sha256(config.canonical(self.to_json())).hexdigest()
+        """The sha256 of all that decides what is found; not of what may change where it goes on."""
+        return hashlib.sha256(config.canonical({**self.to_json(), "max_concurrent": None, "retries": 0})).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; `from_json` reads it back."""
@@ -329,10 +345,13 @@ class Maker:
                 f"a trial has {experiment.rounds} rounds, but evaluation.every is {every}: it would never be judged; "
                 f"allow more rounds, or set evaluation.every to at most {experiment.rounds}"
             )
+        self._check_clients(experiment)
+        return Point(trial, sample, settings, experiment, sweep.search_seeds, charge)
+
+    def _check_clients(self, experiment: Experiment) -> None:
         clients = experiment.partition.clients or self._clients
         if clients:
             check_cohort(experiment, clients)
-        return Point(trial, sample, settings, experiment, sweep.search_seeds, charge)
 
     def _check_lacking(self) -> None:
         """Refuse a dimension that none of the kinds has that are compared."""
@@ -371,7 +390,7 @@ class Maker:
         for name, expression in dimensions.items():
             for value in _ends(expression):
                 self._charge({**firsts, name: value})
-                self.sweep.with_settings(self.sweep.fitting({**firsts, name: value}))
+                self._check_clients(self.sweep.with_settings(self.sweep.fitting({**firsts, name: value})))
 
     def _charge(self, settings: Settings) -> int:
         """The communications of a round under these kinds. The data of all seeds are prepared on the way."""
@@ -520,8 +539,11 @@ def best_settings(loaded: LoadedSweep) -> list[dict[str, Any]]:
         settings = {n: rows[0][n] for n in sweep.dimensions if rows[0][n] is not None}
         value = float(np.mean([r["validation"] for r in rows]))
         found.append(
-            {"trial": trial, "settings": settings, "value": value, "communications": rows[0]["communications"]}
-        )
+            {
+                "trial": trial, "settings": settings, "value": value, "communications": rows[0]["communications"],
+                "rounds": min(r["rounds"] for r in rows),
+            }
+        )  # fmt: skip
     found.sort(key=lambda f: (-sign * f["value"], f["trial"]))
     heads: dict[object, dict[str, Any]] = {}
     for one in found:
@@ -638,13 +660,23 @@ def run(
 
 
 def resume(
-    reference: str | Path, *, run_root: str | Path = "runs", where: Where | None = None, say: Say = lambda line: None
+    reference: str | Path,
+    *,
+    run_root: str | Path = "runs",
+    where: Where | None = None,
+    max_concurrent: int | None = None,
+    say: Say = lambda line: None,
 ) -> LoadedSweep:
-    """Go on with a sweep: trials that are over stay as they are, the others go on from their newest checkpoints."""
+    """Go on with a sweep: trials that are over stay as they are, the others go on from their newest checkpoints.
+
+    `where` and `max_concurrent` may be others than those that it began with.
+    """
     from raygrad.onray import tuning
 
     loaded = load(reference, run_root)
     loaded = replace(loaded, where=where or loaded.where)
+    if max_concurrent is not None:
+        loaded = replace(loaded, sweep=replace(loaded.sweep, max_concurrent=max_concurrent))
     maker = Maker(loaded.sweep, loaded.where, loaded.at.parent.parent)
     tuning.check(loaded.sweep, loaded.where)
     points = maker.known(loaded.folder)
@@ -656,7 +688,7 @@ def resume(
 def _play(loaded: LoadedSweep, maker: Maker, points: list[Point], say: Say) -> None:
     from raygrad.onray import tuning
 
-    with _held(loaded, say) as loaded:
+    with Interrupts().installed(), _held(loaded, say) as loaded:
         book = Book(loaded)
         played = (tuning.evolve if loaded.sweep.scheduler == "pbt" else tuning.search)(loaded, maker, points, book, say)
         winners = winning_points(loaded, played)
@@ -675,13 +707,13 @@ def _held(loaded: LoadedSweep, say: Say) -> Iterator[LoadedSweep]:
 
 
 def winning_points(loaded: LoadedSweep, played: Iterable[Point]) -> list[Point]:
-    """The best of those that were played, with fresh seeds: one trial for each seed."""
-    by_trial = {p.trial: p for p in played}
-    return [
-        replace(by_trial[best["trial"]], seeds=(s,), role="winner", until=None)
-        for best in best_settings(loaded)
-        for s in loaded.sweep.fresh_seeds
-    ]
+    """The best of those that were played, with fresh seeds and as many rounds: one trial for each seed."""
+    by_trial, found = {p.trial: p for p in played}, []
+    for best in best_settings(loaded):
+        point = by_trial[best["trial"]]
+        point = replace(point, role="winner", until=None, experiment=replace(point.experiment, rounds=best["rounds"]))
+        found += [replace(point, seeds=(s,)) for s in loaded.sweep.fresh_seeds]
+    return found
 
 
 def curve(loaded: LoadedSweep, point: Point) -> list[Evaluation]:

@@ -259,10 +259,11 @@ def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
             panels.append(
                 pictures.Map(title, _numbers(some, ALPHA), _numbers(some, y), _values(some), _log(loaded, ALPHA))
             )
-    panels = panels[:MOST_MAPS]
+    left_out, panels = len(panels[MOST_MAPS:]), panels[:MOST_MAPS]
     if not panels:
         return []
-    caption = f"Each point is a trial. Crosses diverged or failed. Axes: α and {'β' if y == BETA else 'K'}."
+    caption = f"{left_out} maps are left out. " if left_out else ""
+    caption += f"Each point is a trial. Crosses diverged or failed. Axes: α and {'β' if y == BETA else 'K'}."
     drawing = pictures.maps(panels, "α, local step size", "β" if y == BETA else "K", loaded.sweep.measure)
     return ["<h2>Maps</h2>", html.figure(drawing, "maps", "Maps of the search", caption)]
 

@@ -42,6 +42,7 @@ def test_survives_json(experiment: Experiment) -> None:
     assert s.space == {"algorithm.lr": "0.1,0.2", "local.steps": "randint(1,3)"}
     assert Sweep.from_json(s.to_json()) == s
     assert Sweep.from_json(s.to_json()).hash == s.hash != replace(s, samples=11).hash
+    assert replace(s, max_concurrent=3, retries=1).hash == s.hash  # it may go on elsewhere
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,13 @@ def test_survives_json(experiment: Experiment) -> None:
         ({"scheduler": "pbt", "samples": 1}, "scheduler pbt compares trials, and there is 1"),
         ({"scheduler": "pbt", "communications": 4}, "judged once, at the end"),
         ({"scheduler": "pbt", "generations": 1}, "generations is 1; it must be >= 2"),
+        ({"scheduler": "hyperband", "search": "optuna"}, "use asha with search optuna"),
+        ({"scheduler": "ahsa"}, "unknown scheduler 'ahsa'; did you mean asha"),
+        ({"mode": "maximum"}, "unknown mode 'maximum'"),
+        ({"samples": 2.5}, "samples is 2.5; it must be a whole number"),
+        ({"space": {"evaluation.mode": "paper,validation"}}, "evaluation.mode cannot be a dimension"),
+        ({"space": {"sampler.cohort": "randint(3,9)"}, "search": "optuna"}, "sampler.cohort is 9"),
+        ({"space": {"sampler.cohort": "randint(3,9)"}, "scheduler": "pbt", "samples": 2}, "sampler.cohort is 9"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean accuracy"),
         ({"time_budget_s": 0}, "time_budget_s is 0; it must be > 0"),
         ({"space": {"algorithm.bta": "1,2"}}, "unknown field of algorithm .FedGA. 'bta'; did you mean beta"),
@@ -188,7 +196,7 @@ def test_the_best_of_each_algorithm_is_run_again_with_fresh_seeds(
     ):
         book.close(point, outcome)
         for row in book.rows(point):
-            row["validation"] = value
+            row |= {"validation": value, "rounds": 6}
     book.write()
     loaded = LoadedSweep(tmp_path, "s", s, HERE, ("digits", "--set", "model=linear"))
     heads = best_settings(loaded)
@@ -241,6 +249,10 @@ def test_the_same_line_starts_a_sweep_and_goes_on_with_it(
     assert "searches something else: give another --name, or leave out --resume" in capsys.readouterr().err
     assert cli.run(["sweep", "--resume", "x", "--samples", "5"]) == 2
     assert "leave out --samples" in capsys.readouterr().err
+    assert cli.run(["sweep", "--resume"]) == 2
+    assert "name it, as in `raygrad sweep --resume NAME`" in capsys.readouterr().err
+    assert cli.run([*line, "--rounds", "3", "--communications", "4"]) == 2
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_times() -> None:

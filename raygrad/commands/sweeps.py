@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ import typer
 from raygrad.commands import options, output
 from raygrad.commands.train import Interrupted
 from raygrad.errors import BadInput, Stopped
+from raygrad.interrupts import leaving_at_once
 
 if TYPE_CHECKING:
     from raygrad.commands.experiments import Chosen
@@ -196,10 +197,15 @@ def sweep(
             "data_root": data_root, "shard_root": shard_root, "track": track,
         }  # fmt: skip
         old, made, words = None, None, []
+        if rounds is not None and communications is not None:
+            raise BadInput("--rounds and --communications are both the budget of a trial; give one of them")
+        if _named(ctx.params) and name is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT"):
+            raise BadInput("--resume goes on with a sweep: name it, as in `raygrad sweep --resume NAME`")
         if _named(ctx.params):
-            if given := [n for n in (*SAME, "time_budget") if str(ctx.get_parameter_source(n)).endswith("COMMANDLINE")]:
-                option = "--" + given[0].replace("_", "-")
-                raise BadInput(f"--resume goes on with a sweep as it was begun; leave out {option}")
+            for n in (*SAME, "time_budget"):
+                if n != "max_concurrent" and str(ctx.get_parameter_source(n)).endswith("COMMANDLINE"):
+                    option = "--" + n.replace("_", "-")
+                    raise BadInput(f"--resume goes on with a sweep as it was begun; leave out {option}")
             old = sweeps.load(name or recipe, run_root)
         else:
             made, words, called = asked(ctx.params)
@@ -215,7 +221,9 @@ def sweep(
         with _stopping(run_root) as began:
             if old is not None:
                 began(old)
-                loaded = sweeps.resume(str(old.at), run_root=run_root, where=where, say=say)
+                loaded = sweeps.resume(
+                    str(old.at), run_root=run_root, where=where, max_concurrent=max_concurrent, say=say
+                )
             else:
                 assert made is not None and name is not None
                 if data_root is not None:
@@ -279,8 +287,16 @@ def seconds(text: str) -> float:
 def _stopping(run_root: str) -> "Iterator[Callable[[LoadedSweep], None]]":
     """Around a sweep: says how to go on where it breaks off. It gives a function that is told which sweep it is."""
     known: list[LoadedSweep] = []
+    early = ExitStack()
+
+    def began(loaded: "LoadedSweep") -> None:
+        early.close()
+        known.append(loaded)
+
     try:
-        yield known.append
+        with early:
+            early.enter_context(leaving_at_once())
+            yield began
     except (Stopped, KeyboardInterrupt) as e:
         how = f"continue it with `raygrad sweep --resume {output.run_name(known[0].at, run_root)}`" if known else ""
         if isinstance(e, Stopped):

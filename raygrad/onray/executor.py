@@ -42,7 +42,9 @@ REMEMBERED = 16
 @cache
 def ship_by_value(name: str) -> None:
     """Send code of a user's own module along, since hosts may not be able to import it. Installed packages they can."""
-    module = sys.modules[name]
+    module = sys.modules.get(name)
+    if module is None:  # it came here by value itself, and goes on so
+        return
     file = getattr(module, "__file__", None)
     if name != "__main__" and not name.startswith("raygrad.") and file and "site-packages" not in Path(file).parts:
         cloudpickle.register_pickle_by_value(module)

@@ -135,7 +135,8 @@ class SweepStart:
         """The trial of a point."""
         s, point = self.sweep, config["point"]
         return Trial(
-            point.jobs(self.at), self.place, budget_s=s.time_budget_s, tested=point.role == "winner",
+            point.jobs(self.at), self.place, budget_s=None if point.role == "winner" else s.time_budget_s,
+            tested=point.role == "winner",
             until=point.until, charge=point.charge, lender=lender,
         )  # fmt: skip
 
@@ -175,6 +176,12 @@ def trainable(
     node must reach `run_root`.
     """
     where = where or Where(hosts=1)
+    evaluation, rounds = experiment.evaluation, experiment.rounds
+    if evaluation.mode != "validation" or rounds < evaluation.every:
+        raise BadInput(
+            f"a trial reports validation metrics, and there are none with evaluation.mode={evaluation.mode}, "
+            f"evaluation.every={evaluation.every} and {rounds} rounds"
+        )
     root = engine.root_of(run_root)
     _check_hosts(where)
     place = replace(where, shard_root=where.shard_root or str(root / ".shards"), address=None)
@@ -220,6 +227,9 @@ def check(s: Sweep, where: Where) -> None:
         raise BadInput("a sweep runs on Ray; leave out --on local")
     if s.search == "optuna":
         _optuna()
+    elsewhere = (where.address or os.environ.get("RAY_ADDRESS")) not in (None, "", "local")
+    if s.scheduler == "hyperband" and s.max_concurrent is not None and elsewhere:
+        raise BadInput("scheduler hyperband begins a bracket's trials together; leave out max_concurrent, or use asha")
     if where.gpus_per_host and s.seeds > 1 and where.gpus_per_host * s.hosts_per_trial < 0.01:
         raise BadInput(f"gpus_per_host is {where.gpus_per_host}, too little for {s.seeds} seeds to take turns on it")
     engine.check_where(_reserved(s, where))
@@ -302,6 +312,7 @@ class Points(Searcher):
         if point is None:
             return Searcher.FINISHED
         self.given[trial_id] = point
+        _ship(point.experiment)
         return {"point": point, **point.settings}
 
     def more(self, trial_id: str) -> Point | None:
@@ -549,26 +560,35 @@ def _fit(
     if over >= total:
         return
     s, snapshots = loaded.sweep, _snapshots(loaded)
-    _ship(s.experiment)
     start = SweepStart(loaded.at, s, loaded.where, maker.unit, at_once)
     signals = _Signals()
     watcher = _Watcher(s, points, book, signals, total, over, say)
-    with _quiet(), signals.passed_on():
-        tune.Tuner(
+    # HyperBand halves brackets: it has to know all trials from the beginning, those that wait for room as well.
+    known = {"TUNE_MAX_PENDING_TRIALS_PG": str(total)} if s.scheduler == "hyperband" else {}
+    with _quiet(known), signals.passed_on():
+        tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(Playing, start=start), group(s.hosts_per_trial, loaded.where.gpus_per_host)
             ),
             tune_config=tune.TuneConfig(
                 search_alg=points, scheduler=scheduler, num_samples=total - over,
-                max_concurrent_trials=s.max_concurrent, reuse_actors=True,
+                max_concurrent_trials=None if s.scheduler == "hyperband" else s.max_concurrent, reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 **snapshots, verbose=0,
                 failure_config=tune.FailureConfig(max_failures=s.retries),
                 callbacks=[watcher],
             ),
-        ).fit()  # fmt: skip
+        )  # fmt: skip
+        try:
+            tuner.fit()
+        except Exception:
+            if watcher.stopped is None:
+                book.write()  # where the storage is lost, that is what it was
+                raise
     left = points.given.keys() - watcher.ended
+    if watcher.stopped is not None:
+        raise watcher.stopped
     if signals.number == signal.SIGINT:
         raise KeyboardInterrupt
     if signals.number is not None:
@@ -595,6 +615,7 @@ class _Watcher(tune.Callback):
         self._sweep, self._points, self._book, self._signals = s, points, book, signals
         self._total, self._before, self._say = total, over, say
         self.ended: set[str] = set()
+        self.stopped: Stopped | None = None
         self._said_s = monotonic()
         self._best: tuple[float, int] | None = None
 
@@ -615,7 +636,7 @@ class _Watcher(tune.Callback):
         if outcome == "finished" and point.goes_on:
             outcome, value = "waits", last[self._sweep.measure]
         else:
-            self._book.close(point, outcome, last.get("message", ""), last.get("culprit", -1))
+            self._close(point, outcome, last.get("message", ""), last.get("culprit", -1))
             value = self._book.value(point)
         shown = f" · {self._sweep.measure} {value:.4g}" if value is not None and outcome != "diverged" else ""
         at = f" after {last['communications']} communications" if "communications" in last else ""
@@ -626,12 +647,18 @@ class _Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up, after as many attempts as the sweep allows."""
         point = self._points.given[trial.trial_id]
-        error = trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        lines = [line for line in str(cause).splitlines() if line.strip()] or ["no reason given"]
+        why = _why(trial.get_error())
         self.ended.add(trial.trial_id)
-        self._book.close(point, "failed", lines[-1].strip())
-        self._line(f"{self._over} of {self._total} · {_shown(point)} · failed ({lines[-1].strip()})")
+        self._close(point, "failed", why)
+        self._line(f"{self._over} of {self._total} · {_shown(point)} · failed ({why})")
+
+    def _close(self, point: Point, outcome: str, message: str = "", culprit: int = -1) -> None:
+        """Write it down. Where that cannot be done the sweep ends; Tune would make another error of it."""
+        try:
+            self._book.close(point, outcome, message, culprit)
+        except Stopped as e:
+            self.stopped = self.stopped or e
+            self._signals.stop()
 
     @property
     def _over(self) -> int:
@@ -648,6 +675,17 @@ class _Watcher(tune.Callback):
         self._say(text)
 
 
+def _why(error: object) -> str:
+    """The last line of what a trial died of, with its kind. Tune may know nothing, such as on a full disk."""
+    if not isinstance(error, BaseException):
+        return "no reason is known; is there room on the disk?"
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() not in ("", "None")]
+    kind = type(error).__name__
+    return f"{kind}: {lines[-1]}" if lines and kind not in lines[-1] else lines[-1] if lines else kind
+
+
 def _shown(point: Point) -> str:
     settings = " ".join(f"{sweep.SHOWN.get(n, n)} {v}" for n, v in point.settings.items())
     fresh = f" seed {point.seeds[0]}" if point.role == "winner" else ""
@@ -662,7 +700,12 @@ class _Signals:
 
     def pass_on(self) -> None:
         """Raise Tune's signal if one of ours has come."""
-        if self.number is not None and threading.current_thread() is threading.main_thread():
+        if self.number is not None:
+            self.stop()
+
+    def stop(self) -> None:
+        """Let Tune save and return."""
+        if threading.current_thread() is threading.main_thread():
             signal.raise_signal(signal.SIGUSR1)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -697,10 +740,11 @@ _SETTINGS = {
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(more: Mapping[str, str]) -> Iterator[None]:
     """Tune as raygrad wants it: no console output of its own, no files beside its snapshots."""
-    former = {n: os.environ.get(n) for n in _SETTINGS}
-    os.environ.update(_SETTINGS)
+    settings = {**_SETTINGS, **more}
+    former = {n: os.environ.get(n) for n in settings}
+    os.environ.update(settings)
     logger = logging.getLogger("ray.tune")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -225,6 +225,30 @@ def test_optuna_is_told_what_is_over_and_goes_on(experiment: Experiment, tmp_pat
     assert [second.suggest(n) for n in "xyz"] == [given[2], given[3], "FINISHED"]
 
 
+def test_what_a_trial_died_of_is_said() -> None:
+    class Wrapped(Exception):
+        cause: BaseException | None = None
+
+    outer, inner = Wrapped("None"), KeyError("myalgo")
+    outer.cause = inner
+    assert tuning._why(outer) == "KeyError: 'myalgo'"
+    assert tuning._why(ValueError("first\nlast line\n")) == "ValueError: last line"
+    assert tuning._why(ValueError()) == "ValueError"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_hyperband_stops_bad_trials(experiment: Experiment, tmp_path: Path) -> None:
+    alphas = ",".join(f"{10.0**-i:g}" for i in range(1, 10))
+    s = Sweep(
+        replace(experiment, rounds=18), {"alpha": alphas}, search="grid", scheduler="hyperband", winner_seeds=0
+    )  # fmt: skip
+    done = sweeps.run(s, Where(hosts=1), run_root=tmp_path, name="halved")
+    rows = done.trials().to_pylist()
+    stopped = [r for r in rows if r["outcome"] == "stopped"]
+    assert len(rows) == 9 and len(stopped) >= 3
+    assert max(r["communications"] for r in stopped) < 36 == max(r["communications"] for r in rows)
+
+
 def test_a_missing_optuna_names_the_extra(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(BadInput, match=r"not installed: pip install 'raygrad\[tune\]'"):
