@@ -466,6 +466,7 @@ class _Conversation:
         found = driver.collect([(phase, self._gangs)])
         for client, why in found.failed.items():
             self._leave(self._cohort.clients == client, why)
+            self._gangs = [without(g, client) for g in self._gangs]  # if this phase has to be computed again
         answered = int(self._inside.sum())
         cohort = self._cohort.only(self._inside)
         if ask.charged:

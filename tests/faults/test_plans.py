@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_random_plans(seed: int, tmp_path: Path) -> None:
     name = sorted(ALGORITHMS)[seed % len(ALGORITHMS)]
     found = check(experiment(name, seed), LOCAL, tmp_path, seed, 7, removes=seed % 2 == 0)
     assert found.ok and not found.missed, f"{name}: {[str(f) for f in found.plan]}: {found.detail}"
+
+
+@pytest.mark.parametrize("what", ["nan", "data"])
+def test_a_lost_host_computes_an_earlier_phase_again_without_those_that_failed_in_it(
+    what: Literal["nan", "data"], tmp_path: Path
+) -> None:
+    e, where = small(experiment("fedga", 0), 4), replace(LOCAL, shard_root=str(tmp_path / ".shards"))
+    whole, places = undisturbed(e, where, tmp_path)
+    client = next(p.clients[0] for p in places if (p.round, p.phase) == (2, 0))
+    for gang in range(2):
+        found = trial(e, where, tmp_path, gang, (Fault(what, 2, 0, client), Fault("host", 2, 1, gang=gang)), whole)
+        assert found.ok and not found.missed, found.detail
 
 
 @pytest.mark.parametrize("seed", range(10))
