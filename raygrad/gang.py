@@ -126,9 +126,14 @@ def parted(gangs: list[Gang], asked: np.ndarray, inside: np.ndarray) -> list[Gan
 
 
 def without(gang: Gang, client: int) -> Gang:
-    """The gang with a client less in its newest phase."""
-    part, keep = gang.parts[-1], gang.clients != client
-    return replace(gang, parts=(*gang.parts[:-1], Part(part.mask & keep, part.rows[keep[part.mask]])))
+    """The gang with a client less in the newest phase in which it takes part."""
+    keep = gang.clients != client
+    for i, part in reversed(list(enumerate(gang.parts))):
+        if not part.mask[~keep].any():
+            continue
+        less = Part(part.mask & keep, part.rows[keep[part.mask]])
+        return replace(gang, parts=(*gang.parts[:i], less, *gang.parts[i + 1 :]))
+    return gang
 
 
 class TreeSum:

@@ -148,7 +148,8 @@ class GangRunner:
         try:
             if missing:
                 for former in earlier():
-                    self._run(former, gang)
+                    if failure := self._run(former, gang).failure:
+                        return GangReply({}, {}, {}, {}, perf_counter() - started, failure)
                 missing = [name for name in missing if name not in self._scratch.get(gang.index, ())]
                 if missing:
                     raise TypeError(

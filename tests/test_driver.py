@@ -12,13 +12,15 @@ from torch import Tensor
 from raygrad.algorithms import ALGORITHMS
 from raygrad.algorithms.base import State
 from raygrad.algorithms.fedavg import FedAvg
+from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.contract import Answer, Ask, Cohort, Round, Task
 from raygrad.data.shards import Shards
 from raygrad.driver import Driver
-from raygrad.errors import Stopped
+from raygrad.errors import DamagedShard, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Evaluation, Experiment, Gangs, Probe, Where
+from raygrad.faults import Fault
 from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.plan import Plan, make_plan
@@ -26,7 +28,7 @@ from raygrad.run import create, evaluate, play
 from raygrad.samplers import Uniform
 from raygrad.schedules import Constant, Cosine, Exponential, Schedule, Step, Warmup
 from raygrad.states import StateStore
-from raygrad.talk import ANSWERED, Done, Failures, Operation, ServerState
+from raygrad.talk import ANSWERED, DAMAGED, Done, Failures, Operation, ServerState
 from raygrad.verify import problem
 
 # Communications per round, and how many vectors of the model's size go down and up per client.
@@ -286,6 +288,42 @@ def test_a_gang_that_is_lost_though_nobody_kills_its_host_runs_again(tmp_path: P
     assert (played.talk.fates.outcome == ANSWERED).all()
     with pytest.raises(Stopped, match=r"lost 2 times.* no client of it kills a host alone"):
         replace(d, executor=Unlucky(InProcess(plan.spec), 2)).play(state, 1)
+
+
+@dataclass
+class Decaying:
+    """Loses its host before a round's second phase; from then on the shard of `client` is damaged."""
+
+    inner: InProcess
+    client: int
+
+    def run(self, phase: Phase, gangs: Iterable[Gang]) -> Iterator[Done]:
+        if phase.number == 1:
+            self.inner.lose_host()
+            self.inner.runner.open_shards()
+            shards = self.inner.runner.shards
+            read = shards.read
+
+            def damaged(part: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+                if index == self.client:
+                    raise DamagedShard("rotten", index)
+                return read(part, index)
+
+            shards.read = damaged
+        yield from self.inner.run(phase, gangs)
+
+
+def test_a_shard_damaged_after_its_client_left_costs_nobody_else(tmp_path: Path) -> None:
+    """The phase that the client was in has to be computed again, and cannot be with it."""
+    e = replace(problem(FedGA(), 2), gangs=Gangs(2, "loop"), failures=Failures(data="skip"))
+    d, plan, state = driver(e, tmp_path)
+    d = replace(d, faults=(Fault("absent", 1, 1, 0),))
+    expected = d.play(state, 1).state.algorithm.x
+    played = replace(d, executor=Decaying(InProcess(plan.spec), 0)).play(state, 1)
+    assert played.talk.fates.outcome.tolist() == [DAMAGED, ANSWERED]
+    assert torch.equal(played.state.algorithm.x, expected)
+    with pytest.raises(Stopped, match="rotten"):
+        replace(d, failures=Failures(), executor=Decaying(InProcess(plan.spec), 0)).play(state, 1)
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:
