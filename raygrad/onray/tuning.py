@@ -561,6 +561,7 @@ def _fit(
         return
     s, snapshots = loaded.sweep, _snapshots(loaded)
     start = SweepStart(loaded.at, s, loaded.where, maker.unit, at_once)
+    _ship(s.experiment)
     signals = _Signals()
     watcher = _Watcher(s, points, book, signals, total, over, say)
     # HyperBand halves brackets: it has to know all trials from the beginning, those that wait for room as well.

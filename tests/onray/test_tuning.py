@@ -1,5 +1,6 @@
 """Sweeps on Ray Tune: bad trials are stopped, kills and lost nodes cost time only, two sweeps share a cluster."""
 
+import importlib
 import json
 import os
 import signal
@@ -33,6 +34,15 @@ from raygrad.verify import problem
 
 def recipe():
     return replace(problem(FedGA()), rounds=30)
+"""
+OWN = """
+from dataclasses import dataclass
+from raygrad.algorithms.fedavg import FedAvg
+
+@dataclass(frozen=True)
+class Own(FedAvg):
+    def local(self, task, x):
+        return super().local(task, 0.5 * x)
 """
 PATIENCE_S = 120.0
 
@@ -108,6 +118,29 @@ def test_a_population_comes_to_the_same_after_every_stop(experiment: Experiment,
         sweeps.run(s, Where(hosts=1), run_root=tmp_path, name="cut", say=cut_off)
     again = sweeps.resume("cut", run_root=tmp_path)
     assert again.trials().drop_columns(["wall_s"]).equals(table.drop_columns(["wall_s"]))
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("how", ["a point", "all points"])
+def test_an_algorithm_of_ones_own_travels_to_workers_that_cannot_import_it(
+    how: str, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"travels_as_{how.replace(' ', '_')}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module(name).Own
+    file.unlink()
+    e = replace(experiment, rounds=4)
+    if how == "all points":
+        s = Sweep(replace(e, algorithm=own()), {"alpha": "0.1,0.2"}, search="grid", winner_seeds=0)
+    else:
+        s = Sweep(e, {"algorithm": f"fedga,{name}:Own"}, search="grid", winner_seeds=0)
+    done = sweeps.run(s, Where(hosts=1), run_root=tmp_path, name="own")
+    rows = done.trials().to_pylist()
+    assert {r["outcome"] for r in rows} == {"finished"}, rows
+    (row,) = [r for r in rows if r["trial"] == 1 and r["role"] == "search"]
+    assert row["digest"] == alone(replace(e, algorithm=own(lr=row.get("algorithm.lr", 0.1))), tmp_path, "own-alone")
 
 
 @pytest.mark.slow
