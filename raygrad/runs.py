@@ -67,10 +67,14 @@ def all_runs(run_root: str | Path | Url) -> list[Path]:
     """The folder of every run under `run_root`, by name and then by age; runs in an object store are fetched."""
     root = location(run_root)
     if isinstance(root, Url):
-        with remote.at_start():
-            fetched = [mirror.fetch(u, tensors=False) for name in _names_in(root) for u in _remote_runs(root / name)]
-            return [folder for folder in fetched if is_run(folder)]
+        return [folder for folder in all_folders(root) if is_run(folder)]
     return _local_runs(root)
+
+
+def all_folders(root: Url) -> list[Path]:
+    """The runs and sweeps right under an address, fetched without checkpoints."""
+    with remote.at_start():
+        return [mirror.fetch(u, tensors=False) for name in _names_in(root) for u in _remote_runs(root / name)]
 
 
 def _local_runs(run_root: Path) -> list[Path]:

@@ -502,6 +502,12 @@ class LoadedSweep:
         """One row per trial and seed that is over."""
         return read_trials(self.folder)
 
+    def over(self) -> int:
+        """How many trials of the search are over."""
+        if not (self.folder / "trials.parquet").is_file():
+            return 0
+        return len({r["trial"] for r in self.trials().to_pylist() if r["role"] == "search"})
+
     def best(self) -> dict[str, Any] | None:
         """The best setting (settings, value: the mean over its seeds on validation data, trial), None if there is none.
 
@@ -581,11 +587,19 @@ def newest(name: str, run_root: str | Path | Url) -> "LoadedSweep | None":
     return load(sweeps[-1], root) if sweeps else None
 
 
+def all_sweeps(run_root: str | Path | Url) -> list[Path]:
+    """The folder of every sweep under `run_root`, by name and then by age; those in an object store are fetched."""
+    root = location(run_root)
+    if isinstance(root, Url):
+        return [folder for folder in runs.all_folders(root) if is_sweep(folder)]
+    return sorted(p.parent for p in root.glob("*/*/sweep.json"))
+
+
 def _find_here(reference: str, run_root: Path) -> Path:
     for folder in (Path(reference), run_root / reference):
         if is_sweep(folder):
             return folder
-    sweeps = sorted(p.parent for p in run_root.glob("*/*/sweep.json"))
+    sweeps = all_sweeps(run_root)
     named = [s for s in sweeps if s.parent.name == reference]
     if named:
         return named[-1]

@@ -427,6 +427,7 @@ def test_reports_and_lists_of_runs(train: Callable[..., str], capsys: pytest.Cap
     assert re.search(rf"digits/{Path(one).name}\s+4 of 4\s+0\.\d+ validation\s+finished\s+fedga", out)
     assert re.search(r"plain/\S+\s+damaged", out)
     assert "no runs in empty" in said(capsys, "list", "runs", "--run-root", "empty")
+    assert "no sweeps in runs" in said(capsys, "list", "sweeps")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Sweeps without Ray: what they refuse, which trials they have, and that a trial is an ordinary run."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,12 @@ def test_the_same_line_starts_a_sweep_and_goes_on_with_it(
     assert "name it, as in `raygrad sweep --resume NAME`" in capsys.readouterr().err
     assert cli.run([*line, "--rounds", "3", "--communications", "4"]) == 2
     assert "give one of them" in capsys.readouterr().err
+    assert cli.run([*line, "--set", "algorithm.lr=0.3"]) == 2
+    assert "algorithm.lr is given twice; give it once, as alpha or with --set" in capsys.readouterr().err
+    (tmp_path / "runs" / "x" / "2" / "where.json").write_text("{")
+    assert cli.run(["list", "sweeps"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"digits-sweep/0 +0 +– +alpha", out) and re.search(r"x/2 +damaged", out)
 
 
 def test_times() -> None:

@@ -21,7 +21,7 @@ SOFTWARE = """@software{{raygrad,
 
 What = Literal[
     "recipes", "algorithms", "datasets", "partitioners", "models", "samplers", "schedules", "devices", "stragglers",
-    "membership", "runs",
+    "membership", "runs", "sweeps",
 ]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def list_(
     what: Annotated[What, typer.Argument(metavar="WHAT", help="What to list: recipes, algorithms, datasets, …")],
     run_root: options.RunRoot = "runs",
 ) -> None:
-    """What there is: recipes, algorithms, datasets, partitioners, models, … or runs.
+    """What there is: recipes, algorithms, datasets, partitioners, models, … or runs and sweeps.
 
     Each comes with a line on what it is, and with its fields and their defaults
     as --set takes them.
@@ -41,9 +41,12 @@ def list_(
       raygrad list datasets       then: raygrad run --set data=fashion-mnist
       raygrad list stragglers     then: raygrad run --set devices=lognormal --set stragglers=over-select
       raygrad list runs
+      raygrad list sweeps
     """
     if what == "runs":
         _runs(run_root)
+    elif what == "sweeps":
+        _sweeps(run_root)
     elif what == "recipes":
         from raygrad.recipes import RECIPES
 
@@ -126,6 +129,29 @@ def _runs(run_root: str) -> None:
         state = "finished" if v.finished and v.final else "unfinished"
         rows.append([name, f"{len(v.round)} of {v.planned}", accuracy, state, report.describe(v.settings, "algorithm")])
     output.table(["run", "rounds", "accuracy", "state", "algorithm"], rows)
+
+
+def _sweeps(run_root: str) -> None:
+    from raygrad import sweep
+
+    found = sweep.all_sweeps(run_root)
+    if not found:
+        output.line(f"no sweeps in {run_root}; `raygrad sweep` makes one")
+        return
+    rows = []
+    for folder in found:
+        name = f"{folder.parent.name}/{folder.name}"
+        try:
+            loaded = sweep.load(folder)
+            over, best = loaded.over(), loaded.best()
+        except BadInput as e:
+            rows.append([name, "damaged", "", str(e)])
+            continue
+        value = "–" if best is None else f"{best['value']:.4f} {loaded.sweep.measure}"
+        searched = best["settings"] if best else dict.fromkeys(loaded.sweep.dimensions)
+        shown = (sweep.SHOWN.get(n, n) + ("" if v is None else f" {v}") for n, v in searched.items())
+        rows.append([name, str(over), value, ", ".join(shown)])
+    output.table(["sweep", "trials over", "best", "searched"], rows)
 
 
 def partition(

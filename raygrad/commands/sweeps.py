@@ -313,7 +313,10 @@ def _split(
     from raygrad.commands import experiments
 
     given = {n: v for n, v in short.items() if v is not None}
-    given |= dict(experiments.split(s) for s in settings)
+    for path, text in map(experiments.split, settings):
+        if path in given:
+            raise BadInput(f"{path} is given twice; give it once, as {space.SHOWN.get(path, path)} or with --set")
+        given[path] = text
     base = experiments.choose(recipe).experiment
     several = {
         n

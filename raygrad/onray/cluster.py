@@ -23,7 +23,7 @@ def connected(where: Where) -> Iterator[bool]:
     """A Ray with room for the hosts that `where` asks for, and whether it was started here (and is then shut down).
 
     Raises BadInput if a Ray that was not started here has less room than a fixed number of hosts needs, or cannot be
-    reached.
+    reached; Stopped if a Ray does not start here.
     """
     if ray.is_initialized():
         check_room(where, may_grow=True)

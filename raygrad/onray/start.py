@@ -14,18 +14,27 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from raygrad.errors import Stopped
 from raygrad.hosts import HostRange
 
 
 def start_ray(cpus: int, gpus: int | None) -> None:
-    """Start a Ray with `cpus` and `gpus` (None: those that there are) on this machine."""
+    """Start a Ray with `cpus` and `gpus` (None: those that there are) on this machine. Raises Stopped if it does not
+    come up.
+    """
     import ray
 
-    with _for_children(PYTHONPATH=_own_paths()):
-        ray.init(
-            address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
-            logging_level=logging.ERROR,
-        )  # fmt: skip
+    try:
+        with _for_children(PYTHONPATH=_own_paths()):
+            ray.init(
+                address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
+    except Exception as e:
+        if type(e) is not Exception:  # so Ray says that processes of its own did not come up
+            raise
+        line = str(e).strip().partition("\n")[0]
+        raise Stopped(f"Ray did not start on this machine ({line}); is it short of memory, disk or time?") from e
 
 
 def host_class(gpus_per_host: float = 0.0, cpus_per_host: float = 1.0) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raygrad.errors import BadInput
+from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Where
 from raygrad.onray import cluster
 
@@ -33,6 +33,19 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be(where: Where, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         cluster.check(where)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**kw: object) -> None:
+        raise Exception("The current node timed out during startup.\nLook at its logs.")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with (
+        pytest.raises(Stopped, match=r"did not start on this machine \(The current .* startup\.\); is it short of"),
+        cluster.connected(Where()),
+    ):
+        pass
 
 
 @pytest.mark.usefixtures("no_ray")
