@@ -18,6 +18,9 @@ from raygrad.naming import load_attribute, unknown
 T = TypeVar("T")
 Registry = Mapping[str, type]
 
+INNER = "inner"
+"""A part with a field of this name is around another one: fields that it lacks are those of the part inside."""
+
 
 def one_of(registry: Registry, default: Any = MISSING) -> Any:
     """A dataclass field that holds an instance of one of the registry's classes."""
@@ -170,6 +173,12 @@ def _name(hint: Any) -> str:
     }.get(hint, str(hint))  # fmt: skip
 
 
+def names(part: Any) -> set[str]:
+    """The names of a part's fields, and of those of the part inside."""
+    own = {f.name for f in fields(part)}
+    return own | names(getattr(part, INNER)) if INNER in own else own
+
+
 def assign(value: T, path: str, text: str) -> T:
     """`value` with the field at the dotted `path` set from text; see `assign_all`."""
     return assign_all(value, [(path, text)])
@@ -178,7 +187,8 @@ def assign(value: T, path: str, text: str) -> T:
 def assign_all(value: T, settings: Iterable[tuple[str, str]]) -> T:
     """`value` with fields set from text, in order, by their dotted paths. Raises BadInput with the nearest field name.
 
-    Setting a part that has kinds ("algorithm=scaffold") keeps the fields that both kinds have. A part is made, and
+    Setting a part that has kinds ("algorithm=scaffold") keeps the fields that both kinds have. Where a part is around
+    another one, "algorithm.lr" is that of the one inside, unless it has one itself. A part is made, and
     checked, when everything is set: so fields that depend on each other may come in any order.
     """
     draft = _Draft.of(value)
@@ -194,6 +204,7 @@ class _Draft:
     cls: type
     values: dict[str, Any]
     kind: str = ""
+    former: dict[str, Any] = field(default_factory=dict)  # values of kinds before, which another kind may take up
 
     @staticmethod
     def of(value: Any) -> "_Draft":
@@ -203,11 +214,12 @@ class _Draft:
         name, _, rest = path.partition(".")
         known = {f.name: f for f in fields(self.cls)}
         here = f"{root}.{name}" if root else name
+        if name not in known and INNER in known:  # what it lacks is a field of the part inside
+            self.set(f"{INNER}.{path}", text, root)
+            return
         if name not in known:
             raise unknown(f"field of {f'{root} ({self.cls.__name__})' if root else 'the experiment'}", name, known)
-        current = self.values.get(name)
-        if is_dataclass(current) and not isinstance(current, _Draft):
-            current = self.values[name] = _Draft.of(current)
+        current = self._part(name)
         registry = known[name].metadata.get("registry")
         if rest:
             if not isinstance(current, _Draft):
@@ -216,14 +228,39 @@ class _Draft:
         elif registry is not None:
             cls = class_of(text, registry, here)
             if not (isinstance(current, _Draft) and current.cls is cls):
-                kept = current.values if isinstance(current, _Draft) else {}
-                shared = {f.name: kept[f.name] for f in fields(cls) if f.name in kept}
-                self.values[name] = _Draft(cls, shared, text)
+                self.values[name] = _Draft(cls, {}, text).keeping(current)
         elif isinstance(current, _Draft):
             names = ", ".join(f"{here}.{f.name}" for f in fields(current.cls))
             raise BadInput(f"{here} has fields; set one of them: {names}")
         else:
             self.values[name] = convert(_hints(self.cls)[name], text, here)
+
+    def _part(self, name: str) -> Any:
+        """The value of a field, as a draft if it has fields itself."""
+        default = next(f.default for f in fields(self.cls) if f.name == name)
+        current = self.values.get(name, default if is_dataclass(default) else None)
+        if is_dataclass(current) and not isinstance(current, _Draft):
+            current = self.values[name] = _Draft.of(current)
+        return current
+
+    def keeping(self, former: Any) -> "_Draft":
+        """With the values of the fields that `former` has as well, or a part inside of either."""
+        kept = {**former.former, **former.flat()} if isinstance(former, _Draft) else {}
+        names = {f.name for f in fields(self.cls)}
+        self.values |= {n: v for n, v in kept.items() if n in names}
+        self.former = kept
+        if INNER in names:
+            inside = self._part(INNER)
+            inside.former = kept
+            inside.values |= {
+                f.name: kept[f.name] for f in fields(inside.cls) if f.name in kept and f.name not in names
+            }
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """The values of its fields and of those of the part inside."""
+        inside = self._part(INNER).flat() if INNER in {f.name for f in fields(self.cls)} else {}
+        return inside | {n: v for n, v in self.values.items() if n != INNER}
 
     def build(self, path: str) -> Any:
         made = {

@@ -59,6 +59,7 @@ class Task(Protocol):
     round: int
     weight_decay: float
     clip_norm: float | None
+    momentum: float
 
     @property
     def batches(self) -> Iterable[Batch]:
@@ -104,20 +105,23 @@ class Descends(Protocol):
 
 ClientMethod = Callable[..., Answer]
 """`method(task, ...)`: the other parameters are filled by name from the phase's `down` vectors, the `each` rows, the
-client's
-state and the scratch of earlier phases."""
+client's state and the scratch of earlier phases. A method that takes `start=None`, begins there instead of at the model
+and measures its `delta` from there can be given a displacement (`raygrad.algorithms.displaced`)."""
 
 
 @lru_cache(maxsize=256)
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters)
+def _parameters(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of all parameters, and of those with a default."""
+    found = inspect.signature(function).parameters
+    return tuple(found), tuple(n for n, p in found.items() if p.default is not inspect.Parameter.empty)
 
 
-def parameters(work: ClientMethod) -> tuple[str, ...]:
-    """The names that a client method takes besides its task."""
+def parameters(work: ClientMethod, optional: bool = False) -> tuple[str, ...]:
+    """The names that a client method takes besides its task: those that it must be given, or the `optional` ones."""
     bound = getattr(work, "__func__", None)
-    names = _parameters(work if bound is None else bound)
-    return names[1:] if bound is None else names[2:]
+    names, defaults = _parameters(work if bound is None else bound)
+    mine = names[1:] if bound is None else names[2:]
+    return tuple(n for n in mine if (n in defaults) == optional)
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,10 @@ class Population:
     def at(self, positions: np.ndarray) -> np.ndarray:
         """The present clients at `positions` [m] of 0..n-1, as client numbers."""
         return positions if self.present is None else self.present[positions]
+
+    def one(self) -> "Cohort":
+        """A cohort of the first client that is there: to see what a method asks."""
+        return Cohort(self.at(np.zeros(1, np.int64)), np.ones(1), self)
 
     @cached_property
     def weight(self) -> float:

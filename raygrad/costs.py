@@ -65,7 +65,7 @@ class _Rehearsal:
     def __init__(self, local: Local, examples: int, measures: list[str]) -> None:
         self.examples, self._measures = examples, measures
         self.steps = local.steps_for(examples)
-        self.weight_decay, self.clip_norm = local.weight_decay, local.clip_norm
+        self.weight_decay, self.clip_norm, self.momentum = local.weight_decay, local.clip_norm, local.momentum
         self.gradients, self.passes = 0, 0.0
         self.loss_bytes = 0
         zeros = torch.zeros(examples if local.batch_size == "full" else local.batch_size)

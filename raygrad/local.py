@@ -1,9 +1,10 @@
 """The client's inner loop: K steps of SGD from a start point, on plain tensors without data-dependent branches.
 
-    y <- y - alpha ( clip( direction( grad f_i(y; batch), y ) ) + weight_decay y )
+    v <- momentum v + clip( direction( grad f_i(y; batch), y ) ) + weight_decay y
+    y <- y - alpha v
 
 Clipping acts on the corrected gradient, weight decay is applied on top, as in the gradient alignment paper's
-experiments.
+experiments. The momentum v starts at 0 in every round.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class Local:
 
     Batches are cut from fresh permutations of the shard, laid end to end, so each has exactly B examples. "full" uses
     the whole shard in every step. `weight_decay` adds that multiple of the iterate to the step; `clip_norm` bounds
-    the gradient's L2 norm.
+    the gradient's L2 norm. `momentum` is that of the local steps, begun anew in every round.
     """
 
     steps: int | None = 5
@@ -36,6 +37,7 @@ class Local:
     batch_size: int | Literal["full"] = 10
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -51,6 +53,9 @@ class Local:
         if self.clip_norm is not None and not (isfinite(self.clip_norm) and self.clip_norm > 0):
             raise BadInput(f"local.clip_norm is {self.clip_norm}; it must be a finite number > 0, or none")
 
+        if not 0 <= self.momentum < 1:
+            raise BadInput(f"local.momentum is {self.momentum}; it must be >= 0 and below 1")
+
     def steps_for(self, examples: int) -> int:
         """K for a client with `examples` examples; an epoch's last batch is filled up from the next permutation."""
         if self.steps is not None:
@@ -62,19 +67,33 @@ class Local:
 
 def step(task: Task, y: Tensor, g: Tensor, lr: float) -> Tensor:
     """One step from `y` [d] along the gradient `g` [d] with step size `lr`, with clipping and weight decay."""
+    return torch.add(y, _direction(task, y, g), alpha=-lr)
+
+
+def travel(task: Task, lr: float) -> float:
+    """How far the K steps go along a gradient of 1 that stays: K lr, with momentum m
+    lr (K - m (1 - m^K) / (1 - m)) / (1 - m).
+    """
+    m, steps = task.momentum, task.steps
+    return lr * steps if not m else lr * (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
+
+
+def _direction(task: Task, y: Tensor, g: Tensor) -> Tensor:
     if task.clip_norm is not None:
         g = g * torch.clamp(task.clip_norm / (g.norm() + 1e-6), max=1.0)
     if task.weight_decay:
         g = torch.add(g, y, alpha=task.weight_decay)
-    return torch.add(y, g, alpha=-lr)
+    return g
 
 
 def sgd(task: Task, start: Tensor, lr: float, direction: Direction | None = None) -> Tensor:
     """The iterate [d] after the task's K mini-batch steps from `start` [d] with step size `lr`."""
     if direction is None and isinstance(task, Descends) and (end := task.descend(start, lr)) is not None:
         return end
-    y = start
+    y, v = start, None
     for batch in task.batches:
         g = task.grad(y, batch)
-        y = step(task, y, g if direction is None else direction(g, y), lr)
+        g = _direction(task, y, g if direction is None else direction(g, y))
+        v = g if v is None or not task.momentum else torch.add(g, v, alpha=task.momentum)
+        y = torch.add(y, v, alpha=-lr)
     return y

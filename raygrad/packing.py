@@ -39,6 +39,12 @@ def unpack(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
     return replace(template, **values)
 
 
+def model_among(tensors: dict[str, Tensor]) -> Tensor:
+    """The model [d] among a checkpoint's tensors: `x`, also where the algorithm is around others (`inner.x`)."""
+    names = [n for n in tensors if n.rpartition(".")[2] == "x" and not n.startswith("run.")]
+    return tensors[min(names, key=len)]
+
+
 def pack_server(state: ServerState) -> dict[str, Tensor]:
     """Everything that the server keeps between rounds."""
     packed = pack(state.algorithm)

@@ -444,9 +444,9 @@ def net_alignment(v: RunView) -> NetAlignment | None:
     """What is known of a run's algorithm: FedGA (also of the user's own), GradAlign, FedAvg, fresh SCAFFOLD; else None.
 
     K is `local.steps`, or the mean over clients of what `local.epochs` gives them; GradAlign has K = 1. Nothing
-    is known where clients start from different models, or make different parts of their steps.
+    is known where clients start from different models, make different parts of their steps, or have momentum.
     """
-    if v.settings.get("stragglers.kind") in ("buffered", "partial-work"):
+    if v.settings.get("stragglers.kind") in ("buffered", "partial-work") or v.settings.get("local.momentum"):
         return None
     kind = str(v.settings.get("algorithm.kind"))
     kind = "fedga" if kind.endswith(":FedGA") else kind

@@ -16,7 +16,7 @@ from raygrad.checkpoint import Checkpoint, latest
 from raygrad.errors import BadInput
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.naming import unknown
-from raygrad.packing import BUFFERS_KEY
+from raygrad.packing import BUFFERS_KEY, model_among
 from raygrad.remote import Url, location
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class LoadedRun:
         e = self.experiment
         module = initial_module(e.model, tuple(data["shape"]), data["classes"], e.seed)
         model = FlatModel(module, getattr(torch, self.experiment.dtype))
-        model.load(tensors["x"])
+        model.load(model_among(tensors))
         if BUFFERS_KEY in tensors:
             model.load_buffers(tensors[BUFFERS_KEY])
         return module.eval()

@@ -14,7 +14,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from math import isnan, lcm
 from pathlib import Path
@@ -207,7 +207,7 @@ class Sweep:
             if part not in settings:
                 continue
             chosen = getattr(self.with_settings({part: settings[part]}), part, None)
-            if is_dataclass(chosen) and name not in {f.name for f in fields(chosen)}:
+            if is_dataclass(chosen) and name not in config.names(chosen):
                 lacking.add(path)
         return {n: v for n, v in settings.items() if n not in lacking}
 

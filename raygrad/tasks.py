@@ -30,7 +30,8 @@ class _Round:
     def __init__(self, runner: "GangRunner", phase: Phase) -> None:
         self._runner, self._phase = runner, phase
         self.round = phase.round
-        self.weight_decay, self.clip_norm = runner.spec.local.weight_decay, runner.spec.local.clip_norm
+        local = runner.spec.local
+        self.weight_decay, self.clip_norm, self.momentum = local.weight_decay, local.clip_norm, local.momentum
         self.losses: list[Tensor] = []
 
     def lr(self, base: float) -> float:
@@ -80,7 +81,7 @@ class LoopTask(_Round):
 
     def descend(self, start: Tensor, lr: float) -> Tensor | None:
         size = self._runner.spec.local.batch_size
-        if size == "full" or self.clip_norm is not None:
+        if size == "full" or self.clip_norm is not None or self.momentum:
             return None
         drawn = ((b.x, b.y) for b in self._cut_batches(size))
         y, losses = self._runner.model.descend(start, drawn, self._runner.loss, lr, self.weight_decay)
@@ -167,7 +168,7 @@ class VmapTask(_Round):
         return g
 
     def descend(self, start: Tensor, lr: float) -> Tensor | None:
-        if self._runner.spec.local.batch_size == "full" or self.clip_norm is not None:
+        if self._runner.spec.local.batch_size == "full" or self.clip_norm is not None or self.momentum:
             return None
         xs, ys = self._get("batches.x"), self._get("batches.y")
         descend = partial(self._runner.stacked.descend, lr=lr, weight_decay=self.weight_decay)

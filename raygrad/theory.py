@@ -24,8 +24,14 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
+from raygrad import config
+from raygrad.algorithms.displaced import Displaced
 from raygrad.algorithms.fedavg import FedAvg
+from raygrad.algorithms.fedavgm import FedAvgM
+from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
+from raygrad.algorithms.fedga_stale import StaleFedGA
+from raygrad.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from raygrad.algorithms.fedprox import FedProx
 from raygrad.algorithms.gradalign import GradAlign
 from raygrad.algorithms.lbsgd import LargeBatchSGD
@@ -91,6 +97,7 @@ class Client:
     batches: Sequence[Batch]
     round: int = 1
     weight_decay: float = 0.0
+    momentum: float = 0.0
     clip_norm: float | None = None
 
     @property
@@ -250,7 +257,7 @@ def probed(p: Problem) -> Alignment:
     return converse(AlignmentProbe().measure(p.x, everyone(clients)), clients, [{}] * len(clients))[0]
 
 
-def displaced(algorithm: GradAlign | FedGA, beta: float) -> Algorithm:
+def displaced(algorithm: GradAlign | FedGA | StaleFedGA | Displaced, beta: float) -> Algorithm:
     """`algorithm` with displacement `beta`, also a negative one, which its settings refuse."""
     object.__setattr__(algorithm, "beta", beta)
     return algorithm
@@ -399,6 +406,80 @@ def theorem_4(p: Problem, alpha: float, sign: float) -> Tensor:
     return after(fedga, p, p.full(K)) - after(FedAvg(alpha), p, p.full(K)) - predicted
 
 
+def mean_delta(algorithm: Algorithm, p: Problem, clients: Sequence[Client]) -> Tensor:
+    """The mean [d] of what the clients call their delta, in one round from the problem's point."""
+    seen: list[Tensor] = []
+
+    def overheard(conversation: Generator[Ask, Replies, Any]) -> Generator[Ask, Replies, Any]:
+        ask = next(conversation)
+        while True:
+            r = yield ask
+            if "delta" in r.totals:
+                seen.append(r.mean("delta"))
+            try:
+                ask = conversation.send(r)
+            except StopIteration as stop:
+                return stop.value
+
+    cohort, kept = everyone(clients), [algorithm.client_state(p.x) for _ in clients]
+    converse(overheard(algorithm.round(algorithm.init(p.x, cohort.population), cohort)), clients, kept)
+    (delta,) = seen
+    return delta
+
+
+INSIDE = (FedProx(mu=0.5), FedDyn(penalty=0.5), FedAvgM(), FedAdam(), FedYogi(), FedAdagrad())
+"""What the displacement is measured around, besides FedAvg."""
+
+
+@statement("displacement", "displaced - plain mean delta = -alpha beta K grad r + O(alpha^3), beta = 2 alpha")
+def displacement(sign: float) -> Iterator[Finding]:
+    """K full local steps, around FedProx, FedDyn and server optimisers; on the network, whose series does not end."""
+    for inside in INSIDE:
+
+        def remainder(p: Problem, alpha: float, sign: float, inside: Algorithm = inside) -> Tensor:
+            inner = config.assign(Displaced(inside), "lr", repr(alpha)).inner
+            found = mean_delta(displaced(Displaced(inner), sign * 2 * alpha), p, p.full(K))
+            return found - mean_delta(inner, p, p.full(K)) + 2 * alpha**2 * K * grad(p.r)(p.x)
+
+        p = problem("tanh network")
+        yield of_order(3, replace(p, name=type(inside).__name__), remainder, sign)
+
+
+def with_momentum(p: Problem, momentum: float) -> list[Client]:
+    """K full local steps with momentum."""
+    return [replace(client, momentum=momentum) for client in p.full(K)]
+
+
+@expansion("local momentum", "FedGA - FedAvg = -alpha beta K s grad r, s = (1 - m (1-m^K) / (K (1-m))) / (1-m)")
+def local_momentum(p: Problem, alpha: float, sign: float, m: float = 0.9) -> Tensor:
+    """K full local steps whose momentum begins anew in every round; beta = 2 alpha, + O(alpha^3)."""
+    factor = (1 - m * (1 - m**K) / (K * (1 - m))) / (1 - m)
+    clients, beta = with_momentum(p, m), 2 * alpha
+    moved = after(displaced(FedGA(alpha), sign * beta), p, clients) - after(FedAvg(alpha), p, clients)
+    return moved + alpha * beta * K * factor * grad(p.r)(p.x)
+
+
+@expansion("server momentum", "after R rounds FedGA - FedAvg = -alpha beta K grad r sum_t (1-m^t) / (1-m)")
+def server_momentum(p: Problem, alpha: float, sign: float, m: float = 0.9, count: int = 4) -> Tensor:
+    """R = 4 rounds of K full local steps, beta = 2 alpha, + O(alpha^3). A further round's factor goes to 1 / (1-m)."""
+    factor = sum((1 - m**t) / (1 - m) for t in range(1, count + 1))
+
+    def end(inner: Algorithm) -> Tensor:
+        return next(islice(rounds(FedAvgM(inner, momentum=m), p.x, p.full(K)), count - 1, None))
+
+    moved = end(displaced(FedGA(alpha), sign * 2 * alpha)) - end(FedAvg(alpha))
+    return moved + 2 * alpha**2 * K * factor * grad(p.r)(p.x)
+
+
+@expansion("stale FedGA", "second round: stale FedGA - FedAvg = -alpha beta K grad r + O(alpha^3), beta = 2 alpha")
+def stale(p: Problem, alpha: float, sign: float) -> Tensor:
+    """K full local steps of all clients; both start from what the first round has made of x."""
+    both = rounds(displaced(StaleFedGA(alpha), sign * 2 * alpha), p.x, p.full(K))
+    x, found = next(both), next(both)
+    moved = found - after(FedAvg(alpha), replace(p, x=x), p.full(K))
+    return moved + 2 * alpha**2 * K * grad(p.r)(x)
+
+
 @expansion("theorem 5", "fresh SCAFFOLD - FedAvg = -alpha^2 K(K-1)/2 grad r + O(alpha^3)")
 def theorem_5(p: Problem, alpha: float, sign: float) -> Tensor:
     """K full local steps."""
@@ -450,17 +531,23 @@ def diversity(sign: float) -> Iterator[Finding]:
 
 @statement(
     "degenerate cases",
-    "FedGA(beta = 0) = FedAvg = FedProx(mu = 0); with K = 1 FedGA = GradAlign, fresh SCAFFOLD = GD step",
-    "beta = mu = 1e-3, K = 2",
+    "FedGA(beta=0) = FedAvg = FedProx(mu=0) = FedAvgM(m=0); with K = 1 FedGA = GradAlign, fresh SCAFFOLD = GD step",
+    "beta = mu = m = 1e-3, K = 2",
 )
 def degenerate_cases(sign: float) -> Iterator[Finding]:
     """The first two on mini-batches, the others on full batches."""
     p = problem("tanh network")
     zero, one = (0.0, 1) if sign == 1 else (1e-3, 2)
     alpha, clients, single = 0.1, p.ordered(range(K)), p.full(1)
+    ahead = FedAvgM(FedAvg(alpha), momentum=zero, nesterov=True)
     for what, special, general in (
         ("beta", after(FedAvg(alpha), p, clients), after(FedGA(alpha, zero), p, clients)),
         ("mu", after(FedAvg(alpha), p, clients), after(FedProx(alpha, zero), p, clients)),
+        (
+            "FedAvgM m",
+            after(FedAvg(alpha), p, clients),
+            after(ahead, p, clients),
+        ),
         ("FedGA K", after(GradAlign(alpha, 0.3), p, single), after(FedGA(alpha, 0.3), p, p.full(one))),
         ("SCAFFOLD K", after(LargeBatchSGD(alpha), p, single), after(ScaffoldFresh(alpha), p, p.full(one))),
     ):
@@ -468,12 +555,12 @@ def degenerate_cases(sign: float) -> Iterator[Finding]:
 
 
 @statement(
-    "stateful SCAFFOLD",
-    "ends at |grad f| <= 1e-8 on quadratics with unequal Hessians, FedAvg above 1e-3",
-    "FedAvg in its place",
+    "stationary points",
+    "SCAFFOLD and FedDyn end at |grad f| <= 1e-8 on quadratics with unequal Hessians, FedAvg above 1e-3",
+    "FedAvg in their place",
 )
 def stationary(sign: float, alpha: float = 0.1, count: int = 120) -> Iterator[Finding]:
-    """`count` rounds of K full local steps; option I and option II."""
+    """`count` rounds of K full local steps."""
     p = problem("quadratics")
 
     def end(algorithm: Algorithm) -> float:
@@ -481,12 +568,31 @@ def stationary(sign: float, alpha: float = 0.1, count: int = 120) -> Iterator[Fi
         return float(grad(p.f)(x).norm())
 
     plain = end(FedAvg(alpha))
-    for option in ("I", "II"):
-        found = end(Scaffold(alpha, option)) if sign == 1 else plain
-        yield Finding(f"option {option} {found:.0e}, FedAvg {plain:.0e}", found <= 1e-8 and plain >= 1e-3)
+    for name, algorithm in (
+        ("option I", Scaffold(alpha, "I")), ("option II", Scaffold(alpha, "II")), ("FedDyn", FedDyn(alpha, 1.0)),
+    ):  # fmt: skip
+        found = end(algorithm) if sign == 1 else plain
+        yield Finding(f"{name} {found:.0e}, FedAvg {plain:.0e}", found <= 1e-8 and plain >= 1e-3)
+
+
+@statement(
+    "displaced FedDyn",
+    "ends where mean_i grad f_i(x + v_i) = 0, v_i = beta (g_i - g), not where grad f = 0",
+    "grad f in its place",
+)
+def displaced_stationary(sign: float, alpha: float = 0.1, beta: float = 0.05, count: int = 400) -> Iterator[Finding]:
+    """Duals are measured from the displaced start; had they been from x, it would end at neither."""
+    p = problem("quadratics")
+    x = next(islice(rounds(Displaced(FedDyn(alpha, 1.0), beta), p.x, p.full(K)), count - 1, None))
+    g = p.gradients(x)
+    points = x + beta * (g - g.mean(0)) if sign == 1 else x.expand_as(g)
+    there = torch.stack([client.full_grad(point) for client, point in zip(p.full(1), points, strict=True)])
+    error = float(there.mean(0).norm())
+    yield Finding(f"{error:.0e}", error <= 1e-8)
 
 
 STATEMENTS = (
     theorem_1, theorem_2, theorem_3, theorem_4, theorem_5,
     fedavg, within_clients, linear_scaling, cohort_bias, diversity, degenerate_cases, stationary,
+    displacement, displaced_stationary, local_momentum, server_momentum, stale,
 )  # fmt: skip

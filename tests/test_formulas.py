@@ -160,6 +160,64 @@ def test_scaffold(option: str, tmp_path: Path) -> None:
     assert (found.c - c).abs().max() <= 1e-13
 
 
+def test_feddyn(tmp_path: Path) -> None:
+    a = 0.3
+    e, plan, grad, p = setup(ALGORITHMS["feddyn"](lr=ALPHA, penalty=a), tmp_path, weights="examples")
+    x = plan.x
+    h, duals = torch.zeros_like(x), [torch.zeros_like(x) for _ in range(N)]
+    for _ in range(4):
+        y = [descend(grad, i, x, lambda y, x=x, dual=duals[i]: a * (y - x) - dual) for i in range(N)]
+        duals = [d - a * (y_i - x) for d, y_i in zip(duals, y, strict=True)]
+        h = h - a * mean(p, [y_i - x for y_i in y])
+        x = mean(p, y) - h / a
+        assert (h - mean(p, duals)).abs().max() <= 1e-13  # the invariant
+    found = run(e, plan, 4, tmp_path).algorithm
+    assert (found.x - x).abs().max() <= 1e-13
+    assert (found.h - h).abs().max() <= 1e-13
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_stale_fedga(momentum: float, tmp_path: Path) -> None:
+    e, plan, grad, p = setup(ALGORITHMS["fedga-stale"](lr=ALPHA, beta=BETA), tmp_path)
+    e = replace(e, local=replace(e.local, momentum=momentum))
+    plan = make_plan(e, Where(on="local"), tmp_path)
+    x, c = plan.x, None
+    weights = [sum(momentum**j for j in range(k + 1)) for k in range(K)]  # the K steps along a gradient of 1
+
+    def steps(i: int, start: Tensor) -> Tensor:
+        y, v = start, torch.zeros_like(start)
+        for _ in range(K):
+            v = momentum * v + grad(i, y)
+            y = y - ALPHA * v
+        return y - start
+
+    for _ in range(3):
+        z = x if c is None else x - BETA * c
+        deltas = [steps(i, z if c is None else z + BETA * grad(i, z)) for i in range(N)]
+        x, c = x + mean(p, deltas), -mean(p, deltas) / (ALPHA * sum(weights))
+    assert (run(e, plan, 3, tmp_path).algorithm.x - x).abs().max() <= 1e-13
+
+
+def test_local_momentum_is_that_of_torch(tmp_path: Path) -> None:
+    """Begun anew in every round, with weight decay and clipping in torch's order."""
+    e, plan, grad, p = setup(ALGORITHMS["fedavg"](lr=ALPHA), tmp_path)
+    e = replace(e, local=replace(e.local, momentum=0.8, weight_decay=0.01, clip_norm=0.5))
+    plan = make_plan(e, Where(on="local"), tmp_path)
+    x = plan.x
+    for _ in range(2):
+        ends = []
+        for i in range(N):
+            y = x.clone().requires_grad_()
+            optimizer = torch.optim.SGD([y], ALPHA, momentum=0.8, weight_decay=0.01)
+            for _ in range(K):
+                y.grad = grad(i, y.detach())
+                torch.nn.utils.clip_grad_norm_([y], 0.5)
+                optimizer.step()
+            ends.append(y.detach())
+        x = mean(p, ends)
+    assert (run(e, plan, 2, tmp_path).algorithm.x - x).abs().max() <= 1e-13
+
+
 def test_sgd_is_k_steps_on_the_pooled_client(tmp_path: Path) -> None:
     e, plan, grad, _ = setup(ALGORITHMS["sgd"](lr=ALPHA), tmp_path, clients=1)
     assert (run(e, plan, 1, tmp_path).algorithm.x - descend(grad, 0, plan.x)).abs().max() <= 1e-13

@@ -92,7 +92,14 @@ def test_every_file_is_registered_under_its_name() -> None:
 def test_the_papers_emnist_settings(name: str) -> None:
     e = RECIPES[name]().to_json()
     assert e["model"] == {"kind": "emnist-cnn"}
-    assert e["local"] == {"steps": 10, "epochs": None, "batch_size": 240, "weight_decay": 1e-3, "clip_norm": None}
+    assert e["local"] == {
+        "steps": 10,
+        "epochs": None,
+        "batch_size": 240,
+        "weight_decay": 1e-3,
+        "clip_norm": None,
+        "momentum": 0.0,
+    }
     assert (e["algorithm"]["kind"], e["algorithm"]["lr"], e["algorithm"]["server_lr"]) == ("fedga", 0.05, 1.0)
     assert (e["sampler"]["cohort"], e["evaluation"]["mode"]) == (10, "paper")
     assert e["partition"]["clients"] == (26 if "letters" in name else 47)
@@ -101,7 +108,14 @@ def test_the_papers_emnist_settings(name: str) -> None:
 def test_the_papers_cifar_settings() -> None:
     e = RECIPES["cifar10-iid"]().to_json()
     assert (e["model"]["kind"], e["data"]) == ("cifar-cnn", {"kind": "cifar10", "augment": True})
-    assert e["local"] == {"steps": 20, "epochs": None, "batch_size": 100, "weight_decay": 1e-3, "clip_norm": None}
+    assert e["local"] == {
+        "steps": 20,
+        "epochs": None,
+        "batch_size": 100,
+        "weight_decay": 1e-3,
+        "clip_norm": None,
+        "momentum": 0.0,
+    }
     assert (e["algorithm"]["lr"], e["sampler"]["cohort"], e["partition"]) == (0.1, 10, {"kind": "iid", "clients": 10})
     assert e["evaluation"]["mode"] == "paper"
 

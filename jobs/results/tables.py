@@ -252,10 +252,10 @@ def sweep_block(run_root: Path, pages_to: Path | None) -> str:
     return "\n\n".join(parts)
 
 
-def filled(text: str, parts: Mapping[str, str], where: Path) -> str:
-    """`text` with each part between its two marks. Raises BadInput when a part has no marks."""
+def filled(text: str, parts: Mapping[str, str], where: Path, by: str = "jobs/results/tables.py") -> str:
+    """`text` with each part between the two marks of the program `by`. Raises BadInput when a part has no marks."""
     for name, part in parts.items():
-        opening, closing = f"<!-- {name}: made by jobs/results/tables.py -->", f"<!-- /{name} -->"
+        opening, closing = f"<!-- {name}: made by {by} -->", f"<!-- /{name} -->"
         pattern = re.compile(re.escape(opening) + r".*?" + re.escape(closing), re.DOTALL)
         if len(pattern.findall(text)) != 1:
             raise BadInput(f"{where}: expected the marks {opening} and {closing} once, with the part between them")

@@ -3,20 +3,33 @@
 Adding a class to `ALGORITHMS` enrols it in the property suite (`raygrad verify NAME`).
 """
 
+from raygrad.algorithms.base import ALGORITHMS
+from raygrad.algorithms.displaced import Displaced
 from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
+from raygrad.algorithms.fedavgm import FedAvgM
+from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
+from raygrad.algorithms.fedga_stale import StaleFedGA
+from raygrad.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
 from raygrad.algorithms.fedprox import FedProx
 from raygrad.algorithms.gradalign import GradAlign
 from raygrad.algorithms.lbsgd import LargeBatchSGD
 from raygrad.algorithms.scaffold import Scaffold, ScaffoldFresh
 from raygrad.algorithms.sgd import SGD
 
-ALGORITHMS: dict[str, type] = {
+ALGORITHMS |= {
+    "displaced": Displaced,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
     "fedasync": FedAsync,
     "fedavg": FedAvg,
+    "fedavgm": FedAvgM,
+    "feddyn": FedDyn,
     "fedga": FedGA,
+    "fedga-stale": StaleFedGA,
     "fedprox": FedProx,
+    "fedyogi": FedYogi,
     "gradalign": GradAlign,
     "lbsgd": LargeBatchSGD,
     "scaffold": Scaffold,

@@ -8,6 +8,9 @@ from torch import Tensor
 from raygrad.contract import ClientState, Population
 from raygrad.errors import BadInput
 
+ALGORITHMS: dict[str, type] = {}
+"""The algorithms by name; the package fills it. It is here for those that have another algorithm inside."""
+
 
 @dataclass(frozen=True)
 class State:

@@ -26,8 +26,9 @@ class FedAvg(Stateless):
     def __post_init__(self) -> None:
         check(self, lr=0, server_lr=0)
 
-    def local(self, task: Task, x: Tensor) -> Answer:
-        return Answer({"delta": local.sgd(task, x, task.lr(self.lr)) - x})
+    def local(self, task: Task, x: Tensor, start: Tensor | None = None) -> Answer:
+        start = x if start is None else start
+        return Answer({"delta": local.sgd(task, start, task.lr(self.lr)) - start})
 
     def round(self, state: State, cohort: Cohort) -> Round:
         r = yield Ask(self.local, cohort, {"x": state.x})

@@ -27,9 +27,10 @@ class FedProx(Stateless):
     def __post_init__(self) -> None:
         check(self, lr=0, mu=0, server_lr=0)
 
-    def local(self, task: Task, x: Tensor) -> Answer:
-        y = local.sgd(task, x, task.lr(self.lr), lambda g, y: g + self.mu * (y - x))
-        return Answer({"delta": y - x})
+    def local(self, task: Task, x: Tensor, start: Tensor | None = None) -> Answer:
+        start = x if start is None else start
+        y = local.sgd(task, start, task.lr(self.lr), lambda g, y: g + self.mu * (y - x))
+        return Answer({"delta": y - start})
 
     def round(self, state: State, cohort: Cohort) -> Round:
         r = yield Ask(self.local, cohort, {"x": state.x})

@@ -62,7 +62,7 @@ class Scaffold:
         elif lr == 0:  # a schedule may end there
             new = c_i
         else:
-            new = c_i - c - delta / (task.steps * lr)
+            new = c_i - c - delta / local.travel(task, lr)
         return Answer({"delta": delta, "change": new - c_i}, state={"c_i": new})
 
     def round(self, state: ScaffoldState, cohort: Cohort) -> Round:

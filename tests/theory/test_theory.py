@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from torch import Tensor
 
 from raygrad import cli, local, theory
 from raygrad.algorithms.fedavg import FedAvg
+from raygrad.algorithms.fedavgm import FedAvgM
+from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
+from raygrad.algorithms.fedga_stale import StaleFedGA
 from raygrad.algorithms.fedprox import FedProx
 from raygrad.algorithms.gradalign import GradAlign
 from raygrad.algorithms.lbsgd import LargeBatchSGD
 from raygrad.algorithms.scaffold import Scaffold, ScaffoldFresh
 from raygrad.algorithms.sgd import SGD
-from raygrad.contract import Answer, Task
+from raygrad.contract import Answer, Cohort, Round, Task
 from raygrad.theory import STATEMENTS, Finding, Problem, Statement, after, grad, of_order, problem
 
 BY_NAME = {s.name: s for s in STATEMENTS}
@@ -34,7 +38,7 @@ each_statement = pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: 
 def test_the_theorems_come_first() -> None:
     names = list(BY_NAME)
     assert names[:5] == [f"theorem {i}" for i in range(1, 6)]
-    assert len(names) == len(STATEMENTS) == 12
+    assert len(names) == len(STATEMENTS) == 17
 
 
 # --- every statement holds, and can fail ----------------------------------------------------------------------------
@@ -158,17 +162,42 @@ def fedprox_always_near(self: FedProx, task: Task, x: Tensor) -> Answer:
     return Answer({"delta": y - x})
 
 
+def feddyn_without_duals(self: FedDyn, task: Task, x: Tensor, dual: Tensor, start: Tensor | None = None) -> Answer:
+    start = x if start is None else start
+    delta = local.sgd(task, start, self.lr, lambda g, y: g + self.penalty * (y - x)) - start
+    return Answer({"delta": delta}, state={"dual": dual})
+
+
+def feddyn_dual_from_x(self: FedDyn, task: Task, x: Tensor, dual: Tensor, start: Tensor | None = None) -> Answer:
+    start = x if start is None else start
+    y = local.sgd(task, start, self.lr, lambda g, y: g - dual + self.penalty * (y - x))
+    return Answer({"delta": y - start}, state={"dual": dual - self.penalty * (y - x)})
+
+
+def stale_without_mean(self: StaleFedGA, task: Task, z: Tensor) -> Answer:
+    return self.plain(task, z)
+
+
+def momentum_without_it(self: FedAvgM, state: Any, cohort: Cohort) -> Round:
+    after = yield from self.inner.round(state.inner, cohort)
+    return replace(state, inner=after)
+
+
 BUGS = {
     "FedGA displaced the wrong way": (FedGA, "local", turned_fedga, ("theorem 4", "degenerate cases")),
     "GradAlign displaced the wrong way": (GradAlign, "aligned", turned_gradalign, ("theorem 2", "theorem 3")),
     "fresh SCAFFOLD without c - c_i": (ScaffoldFresh, "local", fresh_without_variates, ("theorem 5",)),
     "fresh SCAFFOLD with c_i - c": (ScaffoldFresh, "local", fresh_turned, ("theorem 5",)),
-    "SCAFFOLD without c - c_i": (Scaffold, "local", stateful(0.0), ("stateful SCAFFOLD",)),
-    "SCAFFOLD with c_i - c": (Scaffold, "local", stateful(-1.0), ("stateful SCAFFOLD",)),
+    "SCAFFOLD without c - c_i": (Scaffold, "local", stateful(0.0), ("stationary points",)),
+    "SCAFFOLD with c_i - c": (Scaffold, "local", stateful(-1.0), ("stationary points",)),
     "aligned scaling without alpha / 2": (LargeBatchSGD, "aligned", aligned_by(0.0), ("linear scaling",)),
     "aligned scaling with alpha": (LargeBatchSGD, "aligned", aligned_by(1.0), ("linear scaling",)),
     "SGD skips a mini-batch": (SGD, "local", twice_the_first_batch, ("theorem 1", "linear scaling")),
     "FedAvg takes one step": (FedAvg, "local", fedavg_one_step, ("FedAvg", "within clients", "degenerate cases")),
+    "FedDyn keeps no duals": (FedDyn, "local", feddyn_without_duals, ("stationary points", "displaced FedDyn")),
+    "FedDyn measures duals from x": (FedDyn, "local", feddyn_dual_from_x, ("displaced FedDyn",)),
+    "stale FedGA sends x": (StaleFedGA, "local", stale_without_mean, ("stale FedGA",)),
+    "momentum keeps no momentum": (FedAvgM, "round", momentum_without_it, ("server momentum",)),
     "FedProx keeps some mu": (FedProx, "local", fedprox_always_near, ("degenerate cases",)),
 }
 
