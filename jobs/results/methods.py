@@ -68,7 +68,7 @@ COMPARISONS = {
         "Server optimisers on digits, one class per client",
         {
             "FedAvg": FEDAVG,
-            "FedAvgM": Arm("digits", 60, ("algorithm=fedavgm", "algorithm.momentum=0.5")),
+            "FedAvgM": Arm("digits", 60, ("algorithm=fedavgm",)),
             "FedAdam": Arm("fedadam", 60),
             "FedYogi": Arm("fedadam", 60, ("algorithm=fedyogi",)),
             "FedAdagrad": Arm("fedadam", 60, ("algorithm=fedadagrad", "algorithm.eta=0.1")),
@@ -91,7 +91,7 @@ COMPARISONS = {
         {
             "FedGA": FEDGA,
             "server momentum": Arm("fedga-momentum", 30),
-            "local momentum": Arm("digits", 30, ("local.momentum=0.9", "algorithm.lr=0.03")),
+            "local momentum": Arm("digits", 30, ("local.momentum=0.9",)),
         },
     ),
     "fedga-stale": Comparison(
@@ -128,7 +128,7 @@ def spent(v: RunView, x: str) -> np.ndarray:
 
 def tested(v: RunView) -> float:
     """The accuracy on the test set after the last round."""
-    return float(v.test_accuracy[-1])
+    return v.newest["test", "accuracy"][1]
 
 
 def figure(c: Comparison, views: Mapping[str, Sequence[RunView]], out: Path) -> None:
