@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raygrad import pictures, storage
+from raygrad.citations import MAIN
 from raygrad.errors import BadInput, Stopped
 from raygrad.report import Leaf, leaf
 
@@ -13,19 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Settings = Mapping[str, Leaf]
-
-CITATION = (
-    "Yatin Dandi, Luis Barba, Martin Jaggi: Implicit Gradient Alignment in Distributed and Federated Learning, "
-    "AAAI 2022, arXiv 2106.13897."
-)
-BIBTEX = """@inproceedings{dandi2022implicit,
-  title     = {Implicit Gradient Alignment in Distributed and Federated Learning},
-  author    = {Dandi, Yatin and Barba, Luis and Jaggi, Martin},
-  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
-  year      = {2022},
-  pages     = {6454--6462},
-  note      = {arXiv:2106.13897}
-}"""
 
 
 def figure(drawn: "Figure", name: str, title: str, caption: str, told: str = "") -> str:
@@ -86,7 +74,7 @@ def write(page: str, out: Path) -> Path:
     return path
 
 
-CITED = f"<h2>Citation</h2><p>{escape(CITATION)}</p><pre>{escape(BIBTEX)}</pre>"
+CITED = f"<h2>Citation</h2><p>{escape(MAIN.short)}</p><pre>{escape(MAIN.bibtex)}</pre>"
 
 _STYLE = """
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}

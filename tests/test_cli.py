@@ -17,13 +17,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from raygrad import BadInput, cli, load
+from raygrad import BadInput, citations, cli, load
+from raygrad.algorithms import ALGORITHMS
 from raygrad.alignment import Alignment
 from raygrad.commands import experiments, options
+from raygrad.data.partition import PARTITIONERS
+from raygrad.devices import DEVICES
 from raygrad.errors import EXIT_CODES
+from raygrad.models import MODELS
 from raygrad.progress import Lines, Reading, Screen, duration, virtual
 from raygrad.recipes import RECIPES
 from raygrad.run import Round
+from raygrad.samplers import SAMPLERS
+from raygrad.stragglers import POLICIES
 from raygrad.verify import Check
 
 QUICK = ["--set", "model=linear", "--set", "probe.every=2", "--set", "evaluation.every=2"]
@@ -465,6 +471,25 @@ def test_citations_are_bibtex(capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, "cite")
     assert "2106.13897" in out and "6454--6462" in out and "title   = {raygrad}" in out
     assert out.count("{") == out.count("}") and len(re.findall(r"^@\w+\{\w+,$", out, re.M)) == 2
+
+
+def test_a_run_is_cited_with_all_that_it_used(train: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(
+        "--rounds", "1", "--set", "algorithm=fedadam", "--set", "algorithm.inner=feddyn", "--set", "sampler=oort"
+    )
+    out = said(capsys, "cite", run)
+    assert re.findall(r"arXiv:([0-9.]+)", out) == ["2106.13897", "2003.00295", "2111.04263", "2010.06081"]
+    assert "author    = {Acar, Durmus Alp Emre and" in out and out.count("{") == out.count("}")
+
+
+def test_every_paper_that_is_named_is_known() -> None:
+    registries = (ALGORITHMS, MODELS, SAMPLERS, POLICIES, PARTITIONERS, DEVICES)
+    kinds = [cls for registry in registries for cls in registry.values()]
+    numbers = {n for cls in kinds for n in citations.of_kind(cls, whole_file=cls in ALGORITHMS.values())}
+    assert numbers <= citations.REFERENCES.keys() and len(numbers) >= 14
+    lacking = [name for name, cls in ALGORITHMS.items() if not citations.of_kind(cls, whole_file=True)]
+    assert lacking == []
+    assert len({r.key for r in citations.REFERENCES.values()}) == len(citations.REFERENCES)
 
 
 def test_verify_reports_each_check_and_fails_with_1(

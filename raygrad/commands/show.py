@@ -78,13 +78,18 @@ def _registry(what: str) -> tuple[str, Mapping[str, type]]:
 
 
 def _kind(field: str, name: str, cls: type) -> None:
-    """A name, what it is, and its fields."""
+    """A name, what it is, the papers that it names, and its fields."""
+    from raygrad import citations
+
     said = [_sentence(cls)]
     if field == "algorithm":  # the file says what the idea is, the class what its fields mean
         said.insert(0, _sentence(sys.modules[cls.__module__]))
     output.line(f"{name}  ({field}={name})")
     for text in said:
         output.line(f"    {text}")
+    for number in citations.of_kind(cls, whole_file=field == "algorithm"):
+        known = citations.REFERENCES.get(number)
+        output.line(f"    {known.short if known else f'arXiv {number}'}")
     for path, default in _defaults(field, cls):
         output.line(f"    {path} = {default}")
 
@@ -191,15 +196,25 @@ def partition(
         output.line(f"\npicture  {output.shown(out)}")
 
 
-def cite() -> None:
-    """BibTeX of the paper that raygrad is built around, and of raygrad.
+def cite(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's path, name/id, or name.")] = None,
+    run_root: options.RunRoot = "runs",
+) -> None:
+    """BibTeX of what a run used, or of the paper that raygrad is built around; and of raygrad.
 
     \b
-    Example
+    Examples
       raygrad cite >> references.bib
+      raygrad cite digits            the papers behind the newest run called digits
     """
-    from raygrad.html import BIBTEX
+    from raygrad import citations
 
-    output.line(BIBTEX)
-    output.line("")
+    numbers = [citations.MAIN.arxiv]
+    if run is not None:
+        from raygrad.runs import load
+
+        numbers = citations.of(load(run, run_root).experiment)
+    for number in numbers:
+        output.line(citations.bibtex(number))
+        output.line("")
     output.line(SOFTWARE.format(version=metadata.version("raygrad")))
