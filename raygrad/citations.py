@@ -122,6 +122,11 @@ REFERENCES = {
             "Federated Learning with Buffered Asynchronous Aggregation", 2022, _AISTATS,
         ),
         Reference(
+            "2310.02702", "zeng2023tackling",
+            "Zeng, Dun and Xu, Zenglin and Pan, Yu and Wang, Qifan and Tang, Xiaoying",
+            "Tackling Hybrid Heterogeneity on Federated Optimization via Gradient Diversity Maximization", 2023,
+        ),
+        Reference(
             "2111.04263", "acar2021federated",
             "Acar, Durmus Alp Emre and Zhao, Yue and Matas Navarro, Ramon and Mattina, Matthew and Whatmough, Paul N. "
             "and Saligrama, Venkatesh",

@@ -103,6 +103,14 @@ COMPARISONS = {
         "FedDyn on digits, one class per client",
         {"FedAvg": FEDAVG, "FedDyn": Arm("feddyn", 60), "SCAFFOLD": Arm("digits", 60, ("algorithm=scaffold",))},
     ),
+    "fedaware": Comparison(
+        "FedAWARE on digits, Dirichlet(0.1), six of thirty clients",
+        {
+            "FedAvg": Arm("fedaware", 60, ("algorithm=fedavg", "algorithm.server_lr=1")),
+            "FedAWARE": Arm("fedaware", 60),
+            "FedAWARE around FedAvg": Arm("fedaware", 60, ("algorithm=fedaware-plugin", "algorithm.inner.server_lr=1")),
+        },
+    ),
 }
 
 

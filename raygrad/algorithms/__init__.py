@@ -8,6 +8,8 @@ from raygrad.algorithms.displaced import Displaced
 from raygrad.algorithms.fedasync import FedAsync
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedavgm import FedAvgM
+from raygrad.algorithms.fedaware import FedAware
+from raygrad.algorithms.fedaware_plugin import FedAwarePlugIn
 from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.fedga_stale import StaleFedGA
@@ -24,6 +26,8 @@ ALGORITHMS |= {
     "fedadam": FedAdam,
     "fedasync": FedAsync,
     "fedavg": FedAvg,
+    "fedaware": FedAware,
+    "fedaware-plugin": FedAwarePlugIn,
     "fedavgm": FedAvgM,
     "feddyn": FedDyn,
     "fedga": FedGA,
