@@ -1,8 +1,37 @@
-"""The point of least norm in the convex hull of vectors."""
+"""The point of least norm in the convex hull of vectors.
+
+Everything is float64, and computed by one thread: products of matrices have other bits on another number of threads.
+"""
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+
+def common_direction(vectors: Tensor) -> Tensor | None:
+    """The combination [d] of least norm of the `vectors` [n, d], each brought to length 1. None if one of them is 0."""
+    with threadpool_limits(1):
+        v = vectors.double().numpy()
+        norms = np.sqrt((v * v).sum(1, keepdims=True))
+        if not norms.all():
+            return None
+        u = v / norms
+        weights, _ = least_norm(torch.from_numpy(u @ u.T))
+        return torch.from_numpy(weights.numpy() @ u)
+
+
+def along(step: Tensor, q: Tensor) -> Tensor:
+    """The part [d] of `step` [d] along `q` [d]."""
+    with threadpool_limits(1):
+        a, b = step.double().numpy(), q.double().numpy()
+        return torch.from_numpy((a @ b) / (b @ b) * b).to(step.dtype)
+
+
+def length(q: Tensor) -> float:
+    """The norm of `q` [d]."""
+    with threadpool_limits(1):
+        return float(np.linalg.norm(q.double().numpy()))
 
 
 def least_norm(gram: Tensor) -> tuple[Tensor, float]:

@@ -143,6 +143,21 @@ def test_those_who_left_count_no_more(tmp_path: Path) -> None:
     assert (step - by_hand(states[2].m[list(there)])).abs().max() <= 1e-12  # type: ignore[attr-defined]
 
 
+def test_threads_change_no_bit() -> None:
+    before, m = torch.get_num_threads(), vectors(30, 20_000, 1)
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            q = hull.common_direction(m)
+            assert q is not None
+            found.append((q, hull.along(m[0], q), hull.length(q)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for one in found[1:] for a, b in zip(one[:2], found[0][:2], strict=True))
+    assert len({one[2] for one in found}) == 1
+
+
 def test_too_much_to_keep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fedaware, "LIMIT_BYTES", 1000)
     with pytest.raises(BadInput, match=r"fedaware keeps a vector of each client on the server: 6 clients of 0\.0 MB"):

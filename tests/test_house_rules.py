@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.rng": (set(), {"numpy"}),
     "raygrad.space": (BASE, set()),
     "raygrad.contract": ({"raygrad.rng"}, {"numpy", "torch"}),
-    "raygrad.hull": (set(), {"numpy", "scipy", "torch"}),
+    "raygrad.hull": (set(), {"numpy", "scipy", "threadpoolctl", "torch"}),
     "raygrad.objectives": (BASE, {"torch"}),
     "raygrad.models": (BASE, {"torch"}),
     "raygrad.flat": (BASE | {"raygrad.models"}, {"torch"}),

@@ -66,7 +66,6 @@ class MethodAround:
 
     work: ClientMethod
     takes: tuple[str, ...] = ()
-
     gives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

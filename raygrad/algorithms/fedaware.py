@@ -10,7 +10,6 @@ At equal norms the combination of least norm has the greatest gradient diversity
 many others have, do not outweigh the rest, however often they are asked. Zeng et al., "Tackling Hybrid Heterogeneity on
 Federated Optimization via Gradient Diversity Maximization" (arXiv 2310.02702). The server keeps one vector per client.
 One communication per round. With `sampler=cyclic` everybody has been asked soonest.
-
 """
 
 from dataclasses import dataclass
@@ -47,12 +46,8 @@ def averaged(m: Tensor, r: Replies, mix: float) -> Tensor:
 def direction(m: Tensor, population: Population) -> Tensor | None:
     """q [d], from the momenta [N, d] of the clients that are there; None while one of them was never asked."""
     there = m if population.present is None else m[torch.from_numpy(population.present)]
-    norms = there.double().norm(dim=1, keepdim=True)
-    if not bool(norms.all()):
-        return None
-    u = there.double() / norms
-    weights, _ = hull.least_norm(u @ u.T)
-    return (weights @ u).to(m.dtype)
+    q = hull.common_direction(there)
+    return None if q is None else q.to(m.dtype)
 
 
 def check_mix(algorithm: object, **lowest: float) -> None:
@@ -104,4 +99,7 @@ class FedAware:
 def total(r: Replies, shared: bool = False) -> Tensor:
     """The weighted sum [d] of the deltas that came client by client, with the population's weights if `shared`."""
     weights = r.cohort.population.weights[r.cohort.clients] if shared else r.cohort.weights
-    return torch.from_numpy(weights) @ r.rows("delta").double()
+    found = torch.zeros_like(r.rows("delta")[0], dtype=torch.float64)
+    for weight, row in zip(weights.tolist(), r.rows("delta"), strict=True):
+        found.add_(row, alpha=weight)
+    return found

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from raygrad import hull
 from raygrad.algorithms.around import Around, AroundState, moved
 from raygrad.algorithms.fedaware import averaged, check_mix, direction, momenta, total
 from raygrad.contract import Cohort, Population, Round
@@ -55,6 +56,6 @@ class FedAwarePlugIn(Around):
                 after = stop.value
                 break
         q = direction(m, cohort.population)
-        if q is not None and float(q.norm()) > COMMON:
-            after = moved(after, state.x + ((after.x - state.x) @ q) / (q @ q) * q)
+        if q is not None and hull.length(q) > COMMON:
+            after = moved(after, state.x + hull.along(after.x - state.x, q))
         return AwarePlugInState(after, m)
