@@ -33,8 +33,17 @@ from raygrad.verify import problem
 
 # Communications per round, and how many vectors of the model's size go down and up per client.
 CHARGES = {
+    "displaced": (2, 2, 2),
+    "fedadagrad": (1, 1, 1),
+    "fedadam": (1, 1, 1),
     "fedasync": (1, 1, 1),
     "fedavg": (1, 1, 1),
+    "fedavgm": (1, 1, 1),
+    "fedaware": (1, 1, 1),
+    "fedaware-plugin": (1, 1, 1),
+    "feddyn": (1, 1, 1),
+    "fedga-stale": (1, 1, 1),
+    "fedyogi": (1, 1, 1),
     "fedprox": (1, 1, 1),
     "fedga": (2, 2, 2),
     "gradalign": (2, 2, 2),

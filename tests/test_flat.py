@@ -67,6 +67,7 @@ class Plain:
     data: list[Batch]
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    momentum: float = 0.0
     steps: int = 0
     examples: int = 0
     round: int = 1

@@ -958,7 +958,7 @@ def test_a_report_reads_tables_only() -> None:
         ours = {name for name in top if name.startswith("raygrad")}
         assert {".".join(name.split(".")[:2]) for name in ours} <= {
             "raygrad.html", "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables",
-            "raygrad.turnout", "raygrad.errors",
+            "raygrad.turnout", "raygrad.errors", "raygrad.citations",
         }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
 
