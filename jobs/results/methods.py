@@ -120,8 +120,7 @@ def played(root: Path, arm: Arm, seed: int) -> RunView:
     name, id = f"{arm.recipe}-{e.algorithm.__class__.__name__.lower()}", f"{e.hash[:12]}-{e.rounds}-{seed}"
     folder = root / name / id
     if not is_run(folder):
-        planned = engine.planned(e, Where(on="local"), root / ".shards")[1]
-        engine.create(planned, Where(on="local", shard_root=str(root / ".shards")), run_root=root, name=name, id=id)
+        engine.create(e, Where(on="local", shard_root=str(root / ".shards")), run_root=root, name=name, id=id)
     if not (folder / "final.json").is_file():
         print(f"{name}/{id}", flush=True)
         for _ in engine.play(load(str(folder), root)):
