@@ -7,9 +7,11 @@ measure.
     cosine(x) = mean_i cos(g_i, g)                        to the mean gradient
     pairwise cosine(x) = mean_{i != j} cos(g_i, g_j) = (|sum_i u_i|^2 - n) / (n (n-1)),  u_i = g_i / |g_i|
     drift(x) = sqrt( mean_i |y_i - y|^2 ),                y_i: K steps of plain SGD from x,  y = mean_i y_i
+    Lambda(x) = sum_i q_i |g_i|^2 / |sum_i q_i g_i|^2     the same weighted by examples, q_i = n_i / n; 1 if all agree
+    B(x) = n sum_j |grad l_j|^2 / |sum_j grad l_j|^2      over the n examples: larger batches no longer pay
 
-r: Dandi, Barba, Jaggi (arXiv 2106.13897, section 3). Gradient diversity: Yin et al. (arXiv 1706.05699). All clients
-weigh the same.
+r: Dandi, Barba, Jaggi (arXiv 2106.13897, section 3). Gradient diversity and B: Yin et al. (arXiv
+1706.05699). Lambda: Haddadpour, Mahdavi (arXiv 1910.14425). In all but the last two clients weigh the same.
 
 The measured cohort S has m of the N clients, and E[r_S] = (1 - 1/m) N/(N-1) r. So r_S and grad r_S are divided by that
 factor: r and the vector grad r are estimated without bias (the norm of the vector is not: it comes out too large where
@@ -48,6 +50,8 @@ class Alignment:
     drift: float | None = None  # None if the algorithm has no local step size; inf where local steps diverge
     client_accuracy: float | None = None  # mean over clients; None without an accuracy
     worst_accuracy: float | None = None  # mean over the worst tenth of the clients
+    weighted_diversity: float | None = None  # sum_j q_j |g_j|^2 / |sum_j q_j g_j|^2, q_j = n_j / n; inf where that is 0
+    batch_bound: float | None = None  # n times the gradient diversity of the n examples; None if not asked for
 
 
 def fixed_cohort(population: Population, size: int, seed: int) -> Cohort:
@@ -79,17 +83,23 @@ class AlignmentProbe:
     """Measures `Alignment` at `x` over a cohort, in two phases, and a third one for the accuracy.
 
     `lr` is the step size of the local steps whose drift is measured, None for no drift. `accuracy_part` names the part
-    of the shards on which clients' accuracy is measured, None for no accuracy.
+    of the shards on which clients' accuracy is measured, None for no accuracy. With `examples` the gradients of single
+    examples are measured, too.
     """
 
     lr: float | None = None
     accuracy_part: str | None = None
+    examples: bool = False
 
     def gradient(self, task: Task, x: Tensor) -> Answer:
         """g_i, its direction, and where K steps of SGD lead."""
         g = task.full_grad(x)
         square = _square(g)
+        count = torch.as_tensor(task.examples, dtype=torch.float64, device=g.device)
         update = {"g": g, "square": square, "unit": g.double() / square.sqrt().clamp_min(_TINY)}
+        update |= {"count": count, "sum": g.double() * count}
+        if self.examples:
+            update["squares"] = task.square_norms(x).double()
         if self.lr is not None:
             moved = local.sgd(task, x, task.lr(self.lr)) - x
             moved_square = _square(moved)
@@ -131,11 +141,12 @@ class AlignmentProbe:
         spread = max(0.0, float(b.scalar("deviation").mean()) - _squared(g - g_mean))
         square, squares = _squared(g), a.scalar("square")
         directed = squares > 0
+        counts, whole = a.scalar("count"), _squared(a.totals["sum"])
         accuracies = np.empty(0)
         if self.accuracy_part is not None:
             e = yield Ask(self.evaluate, b.cohort, {"x": x}, part=self.accuracy_part, charged=False)
-            counts = e.scalar("count")
-            accuracies = e.scalar("accuracy")[counts > 0] / counts[counts > 0]
+            judged = e.scalar("count")
+            accuracies = e.scalar("accuracy")[judged > 0] / judged[judged > 0]
         return Alignment(
             clients=m,
             r=debias * spread / 2,
@@ -148,7 +159,14 @@ class AlignmentProbe:
             drift=None if self.lr is None else _drift(a, m),
             client_accuracy=float(accuracies.mean()) if len(accuracies) else None,
             worst_accuracy=worst_decile(accuracies) if len(accuracies) else None,
+            weighted_diversity=_over(float(counts.sum() * (counts * squares).sum()), whole),
+            batch_bound=_over(float(counts.sum() * a.scalar("squares").sum()), whole) if self.examples else None,
         )
+
+
+def _over(a: float, b: float) -> float:
+    """a / b, inf where b is 0."""
+    return a / b if b else float("inf")
 
 
 def _square(v: Tensor) -> Tensor:

@@ -124,8 +124,8 @@ class _Server:
         if not m:
             return
         address = Address(self._driver.seed, self._index, 0)
-        steps = self._driver.steps(cohort.clients)
-        finish = self._driver.finish(cohort.clients, self.cost, steps, self.bytes_down, self.clock_s, address)
+        steps, sizes = self._driver.work(cohort.clients, self._index)
+        finish = self._driver.finish(cohort.clients, self.cost, steps, sizes, self.bytes_down, self.clock_s, address)
         self.models[self._index] = self.model
         self.started += m
         self.reached += int((finish.answers | (finish.seconds > 0)).sum())
@@ -177,6 +177,8 @@ def first_ask(algorithm: Algorithm, state: Any, population: Population) -> Ask:
     conversation.close()
     if ask.each:
         raise BadInput(f"{ask.work.__qualname__} sends each client something of its own: it cannot be asynchronous")
+    if ask.batch_size is not None:
+        raise BadInput(f"{type(algorithm).__name__} sets the batch size of each round: it cannot be asynchronous")
     return ask
 
 
@@ -249,7 +251,7 @@ def play(driver: "Driver", state: ServerState, index: int, policy: Buffered) -> 
     driver.check_quorum(answered, len(clients), index)
     mean_weight = float(ended.weights[inside].sum()) / max(1, answered)
     cohort = Cohort(clients[inside], weights[inside], driver.population, mean_weight, staleness[inside])
-    bytes_up = driver.bytes_up(found, answered)
+    bytes_up = driver.bytes_up(server.ask, found, answered)
     buffers = driver.mean_buffers(found, cohort, state.buffers)
     result = state.algorithm
     if answered:
@@ -260,7 +262,7 @@ def play(driver: "Driver", state: ServerState, index: int, policy: Buffered) -> 
     losses = np.full(len(clients), np.nan)
     if "train_loss" in found.scalars:
         losses[inside] = found.scalars["train_loss"]
-    steps = np.where(inside & (server.cost.steps > 0), driver.steps(clients), 0)
+    steps = np.where(inside & (server.cost.steps > 0), driver.work(clients, ended.begun)[0], 0)
     fates = Fates(clients, weights, outcome, ended.seconds, steps, staleness, losses)
     talk = Talk(
         result, cohort, np.ones(answered, np.bool_), fates, clock_s - state.clock_s, 1, 1,

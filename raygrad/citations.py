@@ -65,6 +65,46 @@ REFERENCES = {
             "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017, _AISTATS,
         ),
         Reference(
+            "1610.02132", "alistarh2017qsgd",
+            "Alistarh, Dan and Grubic, Demjan and Li, Jerry and Tomioka, Ryota and Vojnovic, Milan",
+            "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding", 2017,
+            "Advances in Neural Information Processing Systems",
+        ),
+        Reference(
+            "1702.07476", "mironov2017renyi", "Mironov, Ilya", "R{\\'e}nyi Differential Privacy", 2017,
+            "IEEE Computer Security Foundations Symposium",
+        ),
+        Reference(
+            "1710.06963", "mcmahan2018learning",
+            "McMahan, H. Brendan and Ramage, Daniel and Talwar, Kunal and Zhang, Li",
+            "Learning Differentially Private Recurrent Language Models", 2018, _ICLR,
+        ),
+        Reference(
+            "1808.00087", "wang2019subsampled", "Wang, Yu-Xiang and Balle, Borja and Kasiviswanathan, Shiva Prasad",
+            "Subsampled R{\\'e}nyi Differential Privacy and Analytical Moments Accountant", 2019, _AISTATS,
+        ),
+        Reference(
+            "1809.07599", "stich2018sparsified", "Stich, Sebastian U. and Cordonnier, Jean-Baptiste and Jaggi, Martin",
+            "Sparsified SGD with Memory", 2018, "Advances in Neural Information Processing Systems",
+        ),
+        Reference(
+            "1706.05699", "yin2018gradient",
+            "Yin, Dong and Pananjady, Ashwin and Lam, Max and Papailiopoulos, Dimitris and Ramchandran, Kannan and "
+            "Bartlett, Peter",
+            "Gradient Diversity: a Key Ingredient for Scalable Distributed Learning", 2018, _AISTATS,
+        ),
+        Reference(
+            "1712.02029", "devarakonda2017adabatch",
+            "Devarakonda, Aditya and Naumov, Maxim and Garland, Michael",
+            "AdaBatch: Adaptive Batch Sizes for Training Deep Neural Networks", 2017,
+        ),
+        Reference(
+            "1812.01097", "caldas2018leaf",
+            "Caldas, Sebastian and Duddu, Sai Meher Karthik and Wu, Peter and Li, Tian and Kone{\\v{c}}n{\\'y}, Jakub "
+            "and McMahan, H. Brendan and Smith, Virginia and Talwalkar, Ameet",
+            "LEAF: A Benchmark for Federated Settings", 2018,
+        ),
+        Reference(
             "1812.06127", "li2020federated",
             "Li, Tian and Sahu, Anit Kumar and Zaheer, Manzil and Sanjabi, Maziar and Talwalkar, Ameet and "
             "Smith, Virginia",
@@ -122,15 +162,49 @@ REFERENCES = {
             "Federated Learning with Buffered Asynchronous Aggregation", 2022, _AISTATS,
         ),
         Reference(
+            "2306.02913", "zhu2023decentralized",
+            "Zhu, Tongtian and He, Fengxiang and Chen, Kaixuan and Song, Mingli and Tao, Dacheng",
+            "Decentralized SGD and Average-direction SAM are Asymptotically Equivalent", 2023, _ICML,
+        ),
+        Reference(
+            "2308.11958", "kumar2023maintaining", "Kumar, Saurabh and Marklund, Henrik and Van Roy, Benjamin",
+            "Maintaining Plasticity in Continual Learning via Regenerative Regularization", 2023,
+        ),
+        Reference(
             "2310.02702", "zeng2023tackling",
             "Zeng, Dun and Xu, Zenglin and Pan, Yu and Wang, Qifan and Tang, Xiaoying",
             "Tackling Hybrid Heterogeneity on Federated Optimization via Gradient Diversity Maximization", 2023,
+        ),
+        Reference(
+            "2509.16173", "chen2025divebatch", "Chen, Yuen and Wang, Yian and Sundaram, Hari",
+            "DiveBatch: Accelerating Model Training Through Gradient-Diversity Aware Batch Size Adaptation", 2025,
+        ),
+        Reference(
+            "2312.00246", "lewandowski2023directions",
+            "Lewandowski, Alex and Tanaka, Haruto and Schuurmans, Dale and Machado, Marlos C.",
+            "Directions of Curvature as an Explanation for Loss of Plasticity", 2023,
+        ),
+        Reference(
+            "2406.06811", "lewandowski2025learning",
+            "Lewandowski, Alex and Bortkiewicz, Micha{\\l} and Kumar, Saurabh and Gy{\\\"o}rgy, Andr{\\'a}s and "
+            "Schuurmans, Dale and Ostaszewski, Mateusz and Machado, Marlos C.",
+            "Learning Continually by Spectral Regularization", 2025, _ICLR,
+        ),
+        Reference(
+            "1806.03791", "chen2018effect",
+            "Chen, Lingjiao and Wang, Hongyi and Zhao, Jinman and Papailiopoulos, Dimitris and Koutris, Paraschos",
+            "The Effect of Network Width on the Performance of Large-batch Training", 2018,
+            "Advances in Neural Information Processing Systems", "9302--9309",
         ),
         Reference(
             "2111.04263", "acar2021federated",
             "Acar, Durmus Alp Emre and Zhao, Yue and Matas Navarro, Ramon and Mattina, Matthew and Whatmough, Paul N. "
             "and Saligrama, Venkatesh",
             "Federated Learning Based on Dynamic Regularization", 2021, _ICLR,
+        ),
+        Reference(
+            "2412.07971", "zhu2024distributed", "Zhu, Heng and Vardhan, Harsh and Mazumdar, Arya",
+            "Effectiveness of Distributed Gradient Descent with Local Steps for Overparameterized Models", 2024,
         ),
     )
 }  # fmt: skip

@@ -85,8 +85,19 @@ class Task(Protocol):
         """
         ...
 
+    def square_norms(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        """The sum of |grad l_j|^2 over the examples j of `batch` (None: of the whole shard) at `x` [d] -> [].
+
+        Layers that depend on the other examples of a batch are in evaluation mode.
+        """
+        ...
+
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         """Sums over the shard at `x` [d], in evaluation mode: `loss`, each metric, and `count`; all 0-d."""
+        ...
+
+    def uniforms(self, number: int = 0) -> Tensor:
+        """d numbers uniform in [0, 1) for (seed, round, phase, client): [d]. Another `number` gives others."""
         ...
 
     def lr(self, base: float) -> float:
@@ -127,12 +138,14 @@ def parameters(work: ClientMethod, optional: bool = False) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Population:
     """All N clients, of which some may not be there now. `weights` are what the aggregation uses: ones, or the clients'
-    numbers of examples. What is said of the population is said of its present clients.
+    numbers of examples. What is said of the population is said of its present clients. `seed` is the experiment's, for
+    algorithms that draw on the server.
     """
 
     examples: np.ndarray  # [N] int64
     weights: np.ndarray  # [N] float64
     present: np.ndarray | None = None  # [n] int64, sorted; None: all are there
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.examples if self.present is None else self.present)
@@ -188,7 +201,9 @@ class Ask:
     The cohort is the round's, later that of the newest replies. `down` are vectors that every client receives; `each`
     has one row per client [m, ...]; `rows` names the update entries that the server needs client by client instead of
     summed, `shares` those that are summed with the population's weights instead of the cohort's. `part` says which part
-    of each client's shard the task reads. An ask that only measures is not `charged` as a communication.
+    of each client's shard the task reads. An ask that only measures is not `charged` as a communication. `batch_size`
+    takes the place of the experiment's (`raygrad.local.Local`). `encoded(numbers, itemsize)` is how many bytes a vector
+    of so many numbers takes on its way up where it is not sent as it is.
     """
 
     work: ClientMethod
@@ -199,6 +214,14 @@ class Ask:
     shares: Sequence[str] = ()
     part: str = "train"
     charged: bool = True
+    batch_size: int | None = None
+    encoded: Callable[[int, int], int] | None = None
+
+    def bytes_of(self, vector: Tensor) -> int:
+        """What an update vector [d], or a scalar [], takes on its way up."""
+        if self.encoded is None or not vector.ndim:
+            return vector.nbytes
+        return self.encoded(vector.numel(), vector.element_size())
 
 
 @dataclass(frozen=True)
@@ -290,6 +313,17 @@ class Resizes(Protocol):
 
     def resize(self, state: Any, change: Change) -> Any:
         """The state for the population after `change`."""
+        ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    """An algorithm that has something to say of its state: numbers by name, written to the table of metrics (part
+    "algorithm") whenever the model is evaluated. Sums are to be numpy's, whose order no number of threads changes.
+    """
+
+    def measures(self, state: Any) -> Mapping[str, float]:
+        """What is to be seen of the state."""
         ...
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygrad.contract import Answer, Batch, ClientMethod, parameters
+from raygrad.contract import Answer, Ask, Batch, parameters
 from raygrad.local import Local
 
 EVALUATION = 1 / 3
@@ -34,24 +34,25 @@ class Cost:
     update: Mapping[str, Tensor]
     scratch: Mapping[str, Tensor]
 
-    def examples(self, local: Local, counts: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        """The gradient evaluations of clients with `counts` [m] examples that make `steps` [m] local steps: [m]."""
-        size = counts if local.batch_size == "full" else np.full(len(counts), local.batch_size)
-        return self.steps * steps * size + self.passes * counts
+    def examples(self, counts: np.ndarray, steps: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """The gradient evaluations of clients with `counts` [m] examples, of `steps` [m] steps on `sizes` [m] examples:
+        [m].
+        """
+        return self.steps * steps * sizes + self.passes * counts
 
 
-def rehearse(work: ClientMethod, given: Mapping[str, Tensor], local: Local, counts: int, measures: list[str]) -> Cost:
-    """Run `work` for its cost. `given` has its arguments by name; the task has a shard of `counts` examples.
+def rehearse(ask: Ask, given: Mapping[str, Tensor], local: Local, counts: int, measures: list[str]) -> Cost:
+    """Run the work of `ask` for its cost. `given` has its arguments by name; the task has a shard of `counts` examples.
 
     `measures` are the names that an evaluation gives besides "count".
     """
-    task = _Rehearsal(local, counts, measures)
+    work, task = ask.work, _Rehearsal(local, counts, measures, given)
     try:
         answer: Answer = work(task, **{name: given[name] for name in parameters(work) if name in given})
     except Exception as e:
         e.add_note(f"in a rehearsal of {work.__qualname__} with zero gradients, for what it costs a modelled device")
         raise
-    up = sum(t.nbytes for t in answer.update.values())
+    up = sum(map(ask.bytes_of, answer.update.values()))
     up += task.loss_bytes if task.gradients or task.passes else 0
     update, scratch = ({n: torch.zeros_like(t) for n, t in d.items()} for d in (answer.update, answer.scratch or {}))
     return Cost(task.gradients / task.steps, task.passes, up, update, scratch)
@@ -62,7 +63,8 @@ class _Rehearsal:
 
     round = 1
 
-    def __init__(self, local: Local, examples: int, measures: list[str]) -> None:
+    def __init__(self, local: Local, examples: int, measures: list[str], given: Mapping[str, Tensor]) -> None:
+        self._given = given
         self.examples, self._measures = examples, measures
         self.steps = local.steps_for(examples)
         self.weight_decay, self.clip_norm, self.momentum = local.weight_decay, local.clip_norm, local.momentum
@@ -89,9 +91,19 @@ class _Rehearsal:
         self.passes += HESSIAN
         return torch.zeros_like(x)
 
+    def square_norms(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        if batch is None:
+            self.passes += 1
+        else:
+            self.gradients += 1
+        return x.new_zeros(())
+
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         self.passes += EVALUATION
         return {name: torch.zeros((), dtype=torch.float64) for name in (*self._measures, "count")}
+
+    def uniforms(self, number: int = 0) -> Tensor:
+        return torch.zeros_like(next(t for t in self._given.values() if t.ndim))
 
     def lr(self, base: float) -> float:
         return base

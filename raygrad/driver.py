@@ -163,7 +163,7 @@ class Driver:
         """What goes on when `present` [n] of the clients are there (None: all), and the server's state for them."""
         before = self.population
         everybody = np.arange(len(before.examples))
-        after = Population(before.examples, before.weights, present)
+        after = replace(before, present=present)
         old, new = (everybody if p.present is None else p.present for p in (before, after))
         change = Change(before, after, np.setdiff1d(old, new), np.setdiff1d(new, old), self._client_states)
         if not len(new):
@@ -232,10 +232,15 @@ class Driver:
         except StopIteration as stop:
             return going.talk(stop.value)
 
-    def bytes_up(self, found: Collected, answered: int) -> int:
+    def bytes_up(self, ask: Ask, found: Collected, answered: int) -> int:
         """What so many clients sent."""
-        numbers = sum(t.numel() for t in found.totals.values()) + len(found.scalars)
-        return numbers * self.dtype.itemsize * answered + sum(t.nbytes for t in found.rows.values())
+        size = self.dtype.itemsize
+        sent = {n: (t.numel(), size) for n, t in found.totals.items()}
+        sent |= {n: (t[0].numel(), t.element_size()) for n, t in found.rows.items() if len(t)}
+        encoded = ask.encoded or (lambda numbers, itemsize: numbers * itemsize)
+        plain = sent.pop(BUFFERS, (0, 0))
+        each = sum(encoded(*vector) for vector in sent.values()) + plain[0] * plain[1] + len(found.scalars) * size
+        return each * answered
 
     def mean_buffers(self, found: Collected, cohort: Cohort, before: Tensor | None) -> Tensor | None:
         """The mean of the buffers that the cohort sent, or those before if it sent none."""
@@ -269,35 +274,45 @@ class Driver:
             address, number, ask.work,
             {n: t.numpy() for n, t in ask.down.items()}, {n: t.numpy() for n, t in ask.each.items()}, tuple(ask.rows),
             ask.part, lr_factor, None if buffers is None else buffers.numpy(), ask.charged, tuple(ask.shares), steps,
+            ask.batch_size,
         )  # fmt: skip
 
     # --- modelled time ----------------------------------------------------------------------------------------------
 
-    def steps(self, clients: np.ndarray) -> np.ndarray:
-        """K of each client [m]."""
-        if self.local.steps is not None:
-            return np.full(len(clients), self.local.steps)
-        counts = self.population.examples[clients].tolist()
-        return np.array([self.local.steps_for(n) for n in counts], np.int64)
+    def work(
+        self, clients: np.ndarray, rounds: int | np.ndarray, batch_size: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """K and B of each client [m], in a round or in one of its own [m]."""
+        counts, local = self.population.examples[clients], self.local.batches_of(batch_size)
+        if local.steps is not None and not local.varies:
+            size = counts if local.batch_size == "full" else np.full(len(clients), local.batch_size)
+            return np.full(len(clients), local.steps), size
+        each = zip(clients.tolist(), np.broadcast_to(rounds, len(clients)).tolist(), counts.tolist(), strict=True)
+        found = [(local.at(self.seed, round, client, n), n) for client, round, n in each]
+        sizes = [n if at.batch_size == "full" else at.batch_size for at, n in found]
+        return np.array([at.steps_for(n) for at, n in found], np.int64), np.array(sizes, np.int64)
 
     def cost(self, ask: Ask, scratch: dict[str, Tensor]) -> Cost:
         """What the ask costs a client. `scratch` holds what earlier phases of its conversation have kept."""
-        key = (type(getattr(ask.work, "__self__", None)), ask.work.__qualname__, *sorted(scratch))
+        kind = type(getattr(ask.work, "__self__", None))
+        key = (kind, ask.work.__qualname__, ask.batch_size, *sorted(scratch))
         if key not in self._costs:
             client = ask.cohort.clients[:1] if len(ask.cohort) else self.population.at(np.zeros(1, np.int64))
             states = {n: torch.from_numpy(a[0].copy()) for n, a in self.states.get(client).items()}
             given = {**ask.down, **{n: t[0] for n, t in ask.each.items()}, **states, **scratch}
             count = int(self.population.examples[client[0]])
-            self._costs[key] = rehearse(ask.work, given, self.local, count, list(self.measures))
+            local = self.local.batches_of(ask.batch_size).at(self.seed, 0, int(client[0]), count)
+            self._costs[key] = rehearse(ask, given, local, count, list(self.measures))
         cost = self._costs[key]
         scratch.update(cost.scratch)
         return cost
 
     def finish(
-        self, clients: np.ndarray, cost: Cost, steps: np.ndarray, down: int, start_s: float, address: Address
-    ) -> Finish:
-        """When clients [m] are done that begin at `start_s` and make `steps` [m] local steps."""
-        examples = cost.examples(self.local, self.population.examples[clients], steps)
+        self, clients: np.ndarray, cost: Cost, steps: np.ndarray, sizes: np.ndarray, down: int, start_s: float,
+        address: Address,
+    ) -> Finish:  # fmt: skip
+        """When clients [m] are done that begin at `start_s` and make `steps` [m] steps on `sizes` [m] examples."""
+        examples = cost.examples(self.population.examples[clients], steps, sizes)
         load = Load(examples, np.full(len(clients), down), np.full(len(clients), cost.bytes_up))
         finish = self.devices.run(clients, load, start_s, address)
         if not (np.isfinite(finish.seconds).all() and (finish.seconds >= 0).all()):
@@ -473,7 +488,7 @@ class _Conversation:
             driver.check_quorum(answered, len(self._cohort), self._address[1])
             self._communications += 1
             self._bytes_down += down * (len(ask.cohort) - self._unreached)
-            self._bytes_up += driver.bytes_up(found, answered)
+            self._bytes_up += driver.bytes_up(ask, found, answered)
             self._buffers = driver.mean_buffers(found, cohort, self._buffers)
             self._losses = np.full(len(self._cohort), np.nan)
             if "train_loss" in found.scalars:
@@ -503,12 +518,13 @@ class _Conversation:
         makes fewer than all.
         """
         driver, clients, inside = self._driver, ask.cohort.clients, np.flatnonzero(self._inside)
-        cost, full = driver.cost(ask, self._scratch), driver.steps(ask.cohort.clients)
+        cost = driver.cost(ask, self._scratch)
+        full, sizes = driver.work(clients, self._address[1], ask.batch_size)
         at = Address(driver.seed, self._address[1], self._first + self._number)
         start_s = self._clock_s + self._seconds
 
         def attempt(steps: np.ndarray) -> Finish:
-            return driver.finish(clients, cost, steps, down, start_s, at)
+            return driver.finish(clients, cost, steps, sizes, down, start_s, at)
 
         tie = uniforms(driver.seed, Purpose.TIES, at.round, at.phase, clients=clients)
         closing = driver.policy.close(attempt, full, min(self._wanted, len(clients)), tie)

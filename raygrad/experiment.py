@@ -21,10 +21,12 @@ from raygrad.local import Local
 from raygrad.membership import MEMBERSHIPS, Everybody, Membership
 from raygrad.models import MODELS, DigitsCNN, Model
 from raygrad.objectives import load_loss, load_metrics
+from raygrad.regularizers import REGULARIZERS, Regularizer, Unregularized
 from raygrad.remote import Url, location
 from raygrad.samplers import SAMPLERS, Uniform
 from raygrad.schedules import SCHEDULES, Constant, Schedule
 from raygrad.stragglers import POLICIES, Policy, WaitForAll
+from raygrad.streams import TASKS, One, Tasks
 from raygrad.talk import Failures
 
 SCHEMA_VERSION = 1
@@ -64,10 +66,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Probe:
-    """Alignment is measured every `every` rounds (0: never) on min(N, `clients`) fixed clients."""
+    """Alignment is measured every `every` rounds (0: never) on min(N, `clients`) fixed clients.
+
+    With `examples` the gradient of every example is taken, too, for the bound on the batch that pays:
+    n sum_j |grad l_j|^2 / |sum_j grad l_j|^2 over the n examples of these clients (`raygrad.alignment`).
+    """
 
     every: int = 10
     clients: int = 64
+    examples: bool = False
 
     def __post_init__(self) -> None:
         _at_least("probe.every", self.every, 0)
@@ -103,6 +110,13 @@ class Gangs:
             _at_least("gangs.size", self.size, 1)
 
 
+EXCLUDED = {
+    "local.steps": ("local.epochs", "local.epochs_to"),
+    "local.epochs": ("local.steps", "local.epochs_to"),
+    "local.batch_size": ("local.batch_size_to",),
+    "init": ("init_sha256",),
+}
+"""Whoever sets a field means none of these, unless they are set, too."""
 CHANGEABLE = ("algorithm", "local", "sampler", "schedule", "stragglers")
 """The parts of an experiment whose fields may change on the way."""
 _CHANGE = re.compile(r"(\d+):(\w+\.[\w.]+)=(.*)")
@@ -119,11 +133,13 @@ class Experiment:
 
     data: Dataset = config.one_of(DATASETS, Digits())
     partition: Partitioner = config.one_of(PARTITIONERS, Labels(clients=10, labels=1))
+    tasks: Tasks = config.one_of(TASKS, One())
     model: Model = config.one_of(MODELS, DigitsCNN())
     algorithm: Algorithm = config.one_of(ALGORITHMS, FedGA())
     local: Local = Local()
     sampler: Sampler = config.one_of(SAMPLERS, Uniform())
     schedule: Schedule = config.one_of(SCHEDULES, Constant())
+    regularizer: Regularizer = config.one_of(REGULARIZERS, Unregularized())
     devices: Devices = config.one_of(DEVICES, NotModelled())
     stragglers: Policy = config.one_of(POLICIES, WaitForAll())
     failures: Failures = Failures()
@@ -148,6 +164,12 @@ class Experiment:
         _at_least("seed", self.seed, 0)
         load_loss(self.loss)
         load_metrics(self.metrics)
+        if self.init is not None and self.regularizer.from_start and self.regularizer.weight:
+            kind = config.kind_of(self.regularizer, REGULARIZERS)
+            raise BadInput(
+                f"regularizer={kind} holds weights near those that the seed gives, but init takes others from a file; "
+                "use regularizer=spectral or l2, or leave out init"
+            )
         if self.changes:
             self.stages()
 

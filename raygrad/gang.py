@@ -37,6 +37,7 @@ class Phase:
     keep_buffers: bool  # whether what training does to the buffers is sent up
     shares: tuple[str, ...] = ()
     steps: np.ndarray | None = None  # [m] int64, local steps where they are fewer than the experiment's K
+    batch_size: int | None = None  # where it is not the experiment's
 
     @property
     def round(self) -> int:

@@ -7,19 +7,23 @@ Clipping acts on the corrected gradient, weight decay is applied on top, as in t
 experiments. The momentum v starts at 0 in every round.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import repeat
 from math import ceil, isfinite
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from raygrad.contract import Descends, Task
+from raygrad.contract import Batch, Descends, Task
 from raygrad.errors import BadInput
+from raygrad.rng import Purpose, rng
 
 Direction = Callable[[Tensor, Tensor], Tensor]
 """`direction(g, y) -> [d]`: what a method makes of the gradient `g` [d] at the iterate `y` [d]."""
+Watch = Callable[[Tensor, Batch, Tensor], None]
+"""`watch(y, batch, g)` sees every step: the iterate `y` [d], its batch, the gradient `g` [d] there."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Local:
     Batches are cut from fresh permutations of the shard, laid end to end, so each has exactly B examples. "full" uses
     the whole shard in every step. `weight_decay` adds that multiple of the iterate to the step; `clip_norm` bounds
     the gradient's L2 norm. `momentum` is that of the local steps, begun anew in every round.
+
+    Clients that work unequally: with `epochs_to` each client makes, in every round anew, a number of epochs drawn from
+    the whole numbers `epochs` to `epochs_to`; with `batch_size_to` its batch size is drawn from `batch_size` up to that
+    many examples ("full": up to its shard).
     """
 
     steps: int | None = 5
@@ -38,6 +46,8 @@ class Local:
     weight_decay: float = 0.0
     clip_norm: float | None = None
     momentum: float = 0.0
+    epochs_to: int | None = None
+    batch_size_to: int | Literal["full"] | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -55,6 +65,40 @@ class Local:
 
         if not 0 <= self.momentum < 1:
             raise BadInput(f"local.momentum is {self.momentum}; it must be >= 0 and below 1")
+        if self.epochs_to is not None and not (self.epochs and self.epochs % 1 == 0 and self.epochs_to >= self.epochs):
+            raise BadInput(
+                f"local.epochs_to is {self.epochs_to}; it needs a whole number of local.epochs, no more than itself"
+            )
+        if self.batch_size_to is not None:
+            if self.batch_size == "full":
+                raise BadInput("local.batch_size_to needs a number as local.batch_size, the least; it is full")
+            if self.batch_size_to != "full" and self.batch_size_to < self.batch_size:
+                raise BadInput(
+                    f"local.batch_size_to is {self.batch_size_to}; it must be >= local.batch_size ({self.batch_size})"
+                )
+
+    @property
+    def varies(self) -> bool:
+        """Whether clients draw how they work."""
+        return self.epochs_to is not None or self.batch_size_to is not None
+
+    def batches_of(self, size: int | None) -> "Local":
+        """With batches of `size` examples, if an algorithm says so."""
+        return self if size is None else replace(self, batch_size=size, batch_size_to=None)
+
+    def at(self, seed: int, round: int, client: int, examples: int) -> "Local":
+        """What a client with `examples` examples does in a round, with nothing left to draw."""
+        if not self.varies:
+            return self
+        draw, epochs, size = rng(seed, Purpose.WORK, round, client), self.epochs, self.batch_size
+        if self.epochs_to is not None:
+            assert epochs is not None
+            epochs = float(draw.integers(int(epochs), self.epochs_to, endpoint=True))
+        if self.batch_size_to is not None:
+            assert size != "full"
+            most = examples if self.batch_size_to == "full" else min(self.batch_size_to, examples)
+            size = int(draw.integers(min(size, most), most, endpoint=True)) if most else size
+        return replace(self, epochs=epochs, batch_size=size, epochs_to=None, batch_size_to=None)
 
     def steps_for(self, examples: int) -> int:
         """K for a client with `examples` examples; an epoch's last batch is filled up from the next permutation."""
@@ -86,13 +130,27 @@ def _direction(task: Task, y: Tensor, g: Tensor) -> Tensor:
     return g
 
 
-def sgd(task: Task, start: Tensor, lr: float, direction: Direction | None = None) -> Tensor:
+def sgd(task: Task, start: Tensor, lr: float, direction: Direction | None = None, watch: Watch | None = None) -> Tensor:
     """The iterate [d] after the task's K mini-batch steps from `start` [d] with step size `lr`."""
-    if direction is None and isinstance(task, Descends) and (end := task.descend(start, lr)) is not None:
+    if direction is watch is None and isinstance(task, Descends) and (end := task.descend(start, lr)) is not None:
         return end
-    y, v = start, None
-    for batch in task.batches:
-        g = task.grad(y, batch)
+    return _descend(task, start, lr, direction, task.batches, watch)
+
+
+def gd(task: Task, start: Tensor, lr: float, direction: Direction | None = None) -> Tensor:
+    """The iterate [d] after K steps of gradient descent on the client's whole shard from `start` [d]."""
+    return _descend(task, start, lr, direction, repeat(None, task.steps))
+
+
+def _descend(
+    task: Task, y: Tensor, lr: float, direction: Direction | None, batches: Iterable[Batch | None],
+    watch: Watch | None = None,
+) -> Tensor:  # fmt: skip
+    v = None
+    for batch in batches:
+        g = task.full_grad(y) if batch is None else task.grad(y, batch)
+        if watch is not None and batch is not None:
+            watch(y, batch, g)
         g = _direction(task, y, g if direction is None else direction(g, y))
         v = g if v is None or not task.momentum else torch.add(g, v, alpha=task.momentum)
         y = torch.add(y, v, alpha=-lr)

@@ -201,6 +201,8 @@ _PANELS = (
     ("mean cosine of client gradients", ("cosine", "pairwise_cosine"), False),
     ("client drift", ("drift",), True),
     ("accuracy per client", ("client_accuracy", "worst_accuracy"), False),
+    ("weighted gradient diversity Λ", ("weighted_diversity",), True),
+    ("batch that pays, B(x)", ("batch_bound",), True),
 )
 """Title, measures, and whether a log scale may be taken, of each panel about one run."""
 _ASIDE = {"pairwise_cosine": ("between two clients", 1), "worst_accuracy": ("worst tenth of the clients", 2)}
@@ -231,7 +233,8 @@ def _alignment(groups: Sequence[Group]) -> list[str]:
                     for label, look in (_ASIDE.get(name, ("all clients", 0)),)
                     if name in measured
                 ]
-                panels[axis].append(pictures.Panel(_counted(title, clients), text, curves, log=log))
+                if curves:
+                    panels[axis].append(pictures.Panel(_counted(title, clients), text, curves, log=log))
         changes = [
             f"{report.PROBED[name]} {' to '.join(number(y) for _, y in views[0].probes.ends(name))}"
             for name in views[0].probes.named

@@ -99,13 +99,17 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One pair of axes with curves; `line` is a horizontal mark (a target). Large positive ranges get a log scale."""
+    """One pair of axes with curves; `line` is a horizontal mark (a target). Large positive ranges get a log scale.
+
+    With `log_x` the x axis goes by doublings; all x are above 0 then.
+    """
 
     title: str
     x_label: str
     curves: Sequence[Curve]
     line: float | None = None
     log: bool = False
+    log_x: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -427,6 +431,10 @@ def _draw(axes: "Axes", panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if every.max() > 300 * every.min() else (1.0, 3.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    if panel.log_x:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        return
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlim(left=0)
     if axes.get_xlim()[1] >= 10_000:

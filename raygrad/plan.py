@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from raygrad import asynchronous, config
-from raygrad.contract import Learns, Population, asks_first
+from raygrad.algorithms.dp import Private
+from raygrad.contract import Algorithm, Learns, Population, asks_first
 from raygrad.data.placed import prepare_at
 from raygrad.data.shards import Shards
 from raygrad.driver import Driver, Executor, States
@@ -23,12 +24,14 @@ from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.flat import FlatModel, initial_module
 from raygrad.gang import BUFFERS, Arrays, Gang, Phase
 from raygrad.objectives import load_loss
+from raygrad.regularizers import VALUE
 from raygrad.remote import Url
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
+from raygrad.samplers import Uniform
 from raygrad.stacked import vmap_obstacle
 from raygrad.states import refuse_if_too_large
-from raygrad.stragglers import POLICIES, Buffered, Deadline, PartialWork
+from raygrad.stragglers import POLICIES, Buffered, Deadline, PartialWork, WaitForAll
 from raygrad.talk import Done, ServerState
 
 VMAP_STEP_FLOPS = 25e6
@@ -63,10 +66,11 @@ class Plan:
         """What plays the experiment's rounds."""
         e = self.experiment
         assert e.gangs.size != "auto"
+        term = (VALUE,) if e.regularizer.weight else ()
+        measures = ("loss", *(m.rsplit(":", 1)[-1] for m in e.metrics), *term)
         return Driver(
             e.algorithm, e.sampler, self.population, executor, states, e.seed, e.gangs.size, self.x.dtype,
-            e.schedule.factor, e.local, ("loss", *(m.rsplit(":", 1)[-1] for m in e.metrics)), e.stragglers, e.devices,
-            e.failures, self.spec.faults,
+            e.schedule.factor, e.local, measures, e.stragglers, e.devices, e.failures, self.spec.faults,
         )  # fmt: skip
 
     def start(self) -> ServerState:
@@ -109,13 +113,15 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     check_cohort(experiment, shards.clients)
     if experiment.evaluation.mode == "paper" and not shards.test_examples:
         raise BadInput("evaluation.mode is paper, but the data has no test set; use evaluation.mode=validation")
+    experiment.tasks.check(shards.classes)
     examples = np.asarray(shards.examples, np.int64)
     weights = np.ones(len(examples)) if experiment.weights == "equal" else examples.astype(np.float64)
-    population = Population(examples, weights)
+    population = Population(examples, weights, seed=experiment.seed)
     spec = HostSpec(
         experiment.model, experiment.loss, experiment.metrics, shards.address, shards.transform, tuple(shards.shape),
         shards.classes, experiment.local, experiment.seed, experiment.dtype, "loop", where.device_type,
-        fetch_bytes=shards.bytes if shards.address != str(shards.path) else 0,
+        fetch_bytes=shards.bytes if shards.address != str(shards.path) else 0, regularizer=experiment.regularizer,
+        tasks=experiment.tasks,
     )  # fmt: skip
     module = initial_module(spec.model, spec.shape, spec.classes, spec.seed)
     check_model(spec, module)
@@ -132,6 +138,7 @@ def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     experiment.devices.check(shards.clients)
     x = model.vector()
     experiment.algorithm.init(x, population)
+    check_privacy(experiment)
     client_state = dict(experiment.algorithm.client_state(x))
     if buffers is not None and experiment.buffers == "local":
         client_state[BUFFERS] = buffers
@@ -162,6 +169,19 @@ class _Templates:
 
     def get(self, clients: np.ndarray) -> Arrays:
         return {n: np.stack([a] * len(clients)) for n, a in self.template.items()}
+
+
+def check_privacy(experiment: Experiment) -> None:
+    """Refuse differential privacy of clients that are drawn or dropped in ways that its accountant does not know."""
+    algorithm: Algorithm | None = experiment.algorithm
+    while algorithm is not None and not isinstance(algorithm, Private):
+        algorithm = getattr(algorithm, config.INNER, None)
+    drawn = isinstance(experiment.sampler, Uniform) and not experiment.sampler.unbiased
+    if algorithm is not None and not (drawn and isinstance(experiment.stragglers, WaitForAll)):
+        raise BadInput(
+            "algorithm dp accounts for clients that are drawn uniformly without replacement and all waited for: it "
+            "needs sampler=uniform and stragglers=wait"
+        )
 
 
 def check_cohort(experiment: Experiment, clients: int) -> None:
@@ -310,7 +330,9 @@ def choose_gangs(
         small = spec.device == "cuda" or step_flops(model.module, spec.shape, model.dtype) * batch <= VMAP_STEP_FLOPS
         mode = "vmap" if small and cohort > 1 and 4 * bytes_each <= VMAP_GANG_BYTES else "loop"
     if mode == "vmap":
-        if local.epochs is not None and len(set(examples.tolist())) > 1:
+        if local.varies:
+            obstacle = "local.epochs_to and local.batch_size_to give clients different numbers of steps"
+        elif local.epochs is not None and len(set(examples.tolist())) > 1:
             obstacle = "local.epochs gives clients of different sizes different numbers of steps"
         else:
             obstacle = vmap_obstacle(model, *_made_up(spec), load_loss(spec.loss))

@@ -37,6 +37,8 @@ PROBED = {
     "drift": "client drift",
     "client_accuracy": "accuracy per client",
     "worst_accuracy": "accuracy of the worst tenth of clients",
+    "weighted_diversity": "weighted gradient diversity Λ",
+    "batch_bound": "batch that pays, B(x)",
 }
 """The measures of the table `probes` that reports show, under the names that they have there."""
 
@@ -447,6 +449,8 @@ def net_alignment(v: RunView) -> NetAlignment | None:
     is known where clients start from different models, make different parts of their steps, or have momentum.
     """
     if v.settings.get("stragglers.kind") in ("buffered", "partial-work") or v.settings.get("local.momentum"):
+        return None
+    if v.settings.get("local.epochs_to") is not None or v.settings.get("local.batch_size_to") is not None:
         return None
     kind = str(v.settings.get("algorithm.kind"))
     kind = "fedga" if kind.endswith(":FedGA") else kind

@@ -28,6 +28,12 @@ class Purpose(IntEnum):
     FAULTS = 14
     SWEEP = 15
     POPULATION = 16
+    WORK = 17
+    ROUNDING = 18
+    PRIVACY = 19
+    PLACEMENT = 20
+    SPECTRUM = 21
+    TASKS = 22
 
 
 def _sequence(seed: int, purpose: Purpose, key: tuple[int, ...]) -> np.random.SeedSequence:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raygrad import checkpoint, mirror, remote, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
-from raygrad.contract import Cohort, Population
+from raygrad.contract import Cohort, Measures, Population
 from raygrad.driver import Driver, Executor
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
@@ -73,6 +73,7 @@ class Round:
     x: Tensor  # [d], the model
     virtual_s: float = 0.0  # on the modelled clock, at the end of the round
     answered: int = 0  # clients whose answers count
+    algorithm: dict[str, float] = field(default_factory=dict)  # what it measures of its state, in evaluated rounds
     _request: Callable[[np.ndarray, bool], None] = field(default=lambda ids, there: None, repr=False, compare=False)
     _save: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
@@ -513,11 +514,14 @@ class _Player:
 
     def _measure(
         self, driver: Driver, played: Played
-    ) -> tuple[dict[str, float] | None, dict[str, float] | None, Alignment | None]:
-        """Evaluation and probe of the new model, in the rounds that have them."""
+    ) -> tuple[dict[str, float] | None, dict[str, float] | None, Alignment | None, dict[str, float]]:
+        """Evaluation and probe of the new model and what the algorithm measures, in the rounds that have them."""
         e, p = self._experiment, self._plan
         validation = test = alignment = None
+        own: dict[str, float] = {}
         if played.index % e.evaluation.every == 0:
+            if isinstance(e.algorithm, Measures):
+                own = dict(e.algorithm.measures(played.state.algorithm))
             if e.evaluation.mode == "paper":
                 test = evaluate(driver, p, played.state, "test", played.index)
             else:
@@ -528,7 +532,7 @@ class _Player:
                 alignment_probe(p).measure(played.state.algorithm.x, cohort),
                 ("probe", played.index), cohort, played.state.buffers, played.lr_factor,
             ).result  # fmt: skip
-        return validation, test, alignment
+        return validation, test, alignment, own
 
     def _adopt(
         self,
@@ -537,6 +541,7 @@ class _Player:
         validation: dict[str, float] | None,
         test: dict[str, float] | None,
         alignment: Alignment | None,
+        own: dict[str, float],
     ) -> Round:
         """Make the round part of the run: client states, server state and table rows together."""
         talk, index, fates = played.talk, played.index, played.talk.fates
@@ -581,7 +586,7 @@ class _Player:
         w["metrics"].append(
             [
                 {"round": index, "part": part, "metric": name, "value": value}
-                for part, found in (("validation", validation), ("test", test))
+                for part, found in (("validation", validation), ("test", test), ("algorithm", own))
                 for name, value in sorted((found or {}).items())
             ]
         )
@@ -615,6 +620,7 @@ class _Player:
             x=played.state.algorithm.x,
             virtual_s=played.state.clock_s,
             answered=int(talk.inside.sum()),
+            algorithm=own,
             _request=self._request,
             _save=self._save_whole,
         )
@@ -673,7 +679,7 @@ def told(round: Round) -> dict[str, float | None]:
     """What trackers are told of a round."""
     numbers = ("train_loss", "communications", "bytes_down", "bytes_up", "virtual_s", "elapsed_s", "answered")
     found: dict[str, float | None] = {n: getattr(round, n) for n in numbers}
-    for part, values in (("validation", round.validation), ("test", round.test)):
+    for part, values in (("validation", round.validation), ("test", round.test), ("algorithm", round.algorithm)):
         found |= {f"{part}/{n}": v for n, v in (values or {}).items()}
     if round.alignment is not None:
         found |= {f"alignment/{f.name}": getattr(round.alignment, f.name) for f in fields(round.alignment)}
@@ -734,7 +740,7 @@ def alignment_probe(plan: Plan) -> AlignmentProbe:
     judged = any(name.rsplit(":", 1)[-1] == "accuracy" for name in e.metrics)
     part = "validation" if plan.shards.validation_examples.any() else "train"
     lr = float(lr) if isinstance(lr, int | float) and not isinstance(lr, bool) else None
-    return AlignmentProbe(lr, part if judged else None)
+    return AlignmentProbe(lr, part if judged else None, e.probe.examples)
 
 
 @contextmanager

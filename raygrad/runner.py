@@ -5,7 +5,8 @@ A `GangRunner` holds what a host needs (model, shards) and nothing that cannot b
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any, Literal, NoReturn
 
@@ -23,8 +24,10 @@ from raygrad.gang import BUFFERS, Arrays, Failure, Gang, GangReply, Part, Phase,
 from raygrad.local import Local
 from raygrad.models import Model
 from raygrad.objectives import load_loss, load_metrics
+from raygrad.regularizers import Regularizer, Term, Unregularized
 from raygrad.rng import Purpose, rng, torch_seed
-from raygrad.stacked import StackedModel
+from raygrad.stacked import StackedModel, vmap_obstacle
+from raygrad.streams import One, Tasks
 from raygrad.tasks import LoopTask, NotPrepared, VmapTask
 
 Rows = Tensor | Sequence[Tensor]  # one per client
@@ -34,6 +37,9 @@ _Stacked = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]
 CHUNK_BYTES = 16 * 2**20
 """Whole shards and long rows of batches are converted in pieces of about this size. It decides the order of sums, so
 another value gives other bits."""
+
+PER_EXAMPLE_BYTES = 32 * 2**20
+"""What gradients example by example may take at once. It decides no bit but those of sums of their squares."""
 
 SUM_BLOCK = 1 << 16
 """Sums in float64 go through so many numbers at once, which stay in the cache while they are converted."""
@@ -58,6 +64,8 @@ class HostSpec:
     faults: tuple[Fault, ...] = ()  # injected, at clients
     began: "HostSpec | None" = None  # what the run began with, if its settings changed since
     fetch_bytes: int = 0  # of shards that each machine copies from an object store first
+    regularizer: Regularizer = field(default_factory=Unregularized)
+    tasks: Tasks = field(default_factory=One)
 
 
 class GangRunner:
@@ -73,6 +81,8 @@ class GangRunner:
         self.loss: Loss = load_loss(spec.loss)
         self.measures: dict[str, Loss] = {"loss": self.loss, **load_metrics(spec.metrics)}
         self.stacked = StackedModel(self.model, self.loss)
+        regularizer = spec.regularizer
+        self.term: Term | None = regularizer.on(self.model, spec.seed) if regularizer.weight else None
         self.chunk = max(1, CHUNK_BYTES // (max(1, int(np.prod(spec.shape))) * self.dtype.itemsize))
         self.shards: Any = None
         self._needs: dict[str, set[str]] = {}
@@ -90,6 +100,10 @@ class GangRunner:
         if self.shards is None:
             self.shards = open_shards(self.spec.shards)
 
+    def local(self, phase: Phase) -> Local:
+        """How clients work in a phase."""
+        return self.spec.local.batches_of(phase.batch_size)
+
     def drawn(self, phase: Phase, client: int, steps: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A client's mini-batches, laid end to end, in pieces of whole batches.
 
@@ -98,7 +112,7 @@ class GangRunner:
         x, y, order = self._draw(phase, client, steps * size)
         augment = self._augmenter(Purpose.AUGMENT, phase.round, client)
         for rows in self._pieces(len(order), size):
-            yield self._convert(x, y, order[rows], augment)
+            yield self._convert(phase, x, y, order[rows], augment)
 
     def _draw(self, phase: Phase, client: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A client's shard, and which of its examples make up its batches."""
@@ -118,19 +132,31 @@ class GangRunner:
         augmented = train and phase.part == "train"
         augment = self._augmenter(Purpose.AUGMENT_FULL, phase.round, client) if augmented else None
         for a in range(0, max(1, len(y)), self.chunk):
-            yield self._convert(x[a : a + self.chunk], y[a : a + self.chunk], None, augment)
+            yield self._convert(phase, x[a : a + self.chunk], y[a : a + self.chunk], None, augment)
+
+    def uniforms(self, phase: Phase, client: int, number: int) -> Tensor:
+        """d numbers in [0, 1), drawn for (seed, round, phase, client)."""
+        draw = rng(self.spec.seed, Purpose.ROUNDING, phase.round, phase.number, client, number)
+        kind = np.float32 if self.dtype == torch.float32 else np.float64
+        return torch.from_numpy(draw.random(self.model.size, dtype=kind)).to(self.device)
 
     def _augmenter(self, purpose: Purpose, round: int, client: int) -> np.random.Generator | None:
         return rng(self.spec.seed, purpose, round, client) if self.spec.transform.augment != "none" else None
 
     def _convert(
-        self, x: np.ndarray, y: np.ndarray, rows: np.ndarray | None, augment: np.random.Generator | None
+        self, phase: Phase, x: np.ndarray, y: np.ndarray, rows: np.ndarray | None, augment: np.random.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """The `rows` of stored examples (all if None) as fresh tensors on the device."""
         xs = torch.empty((len(y) if rows is None else len(rows), *self.spec.shape), dtype=self.dtype)
         self.spec.transform.write(xs, x, rows, augment)
-        ys = torch.from_numpy(np.array(y if rows is None else y[rows]))
-        return xs.to(self.device), (ys if self.spec.classes is not None else ys.to(self.dtype)).to(self.device)
+        xs, ys = self._of_task(phase, xs, torch.from_numpy(np.array(y if rows is None else y[rows])))
+        return xs.to(self.device), ys.to(self.device)
+
+    def _of_task(self, phase: Phase, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+        """Examples [n, ...] and targets [n] as the round's task has them."""
+        tasks, seed, classes = self.spec.tasks, self.spec.seed, self.spec.classes
+        ys = ys.to(self.dtype) if classes is None else tasks.targets(ys, classes, seed, phase.round)
+        return tasks.inputs(xs, seed, phase.round), ys
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -210,6 +236,31 @@ class GangRunner:
                 return Failure("nan", "an update (injected)", client)
         return None
 
+    @cached_property
+    def _side_by_side(self) -> bool:
+        """Whether the gradients of single examples can be taken at once."""
+        x = torch.zeros((2, *self.spec.shape), dtype=self.dtype, device=self.device)
+        y = torch.zeros(2, dtype=self.dtype if self.spec.classes is None else torch.int64, device=self.device)
+        return vmap_obstacle(self.model, x, y, self.loss) is None
+
+    def square_norms(self, x: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The sum [] of the squared gradient norms of single examples at `x` [d], each with the regulariser's part."""
+        found = torch.zeros((), dtype=x.dtype, device=x.device)
+        common = torch.zeros_like(x) if self.term is None else self.term.grad(x)
+        if self._side_by_side:
+            size = max(1, PER_EXAMPLE_BYTES // max(1, x.nbytes))
+            for a, b in zip(inputs.split(size), targets.split(size), strict=True):
+                g, _ = self.stacked.grads(x.expand(len(b), -1), a[:, None], b[:, None])
+                found = found + ((g + common) ** 2).sum()
+            return found
+        self.model.module.eval()
+        try:
+            for a, b in zip(inputs.split(1), targets.split(1), strict=True):
+                found = found + ((self.model.grad(x, a, b, self.loss)[0] + common) ** 2).sum()
+        finally:
+            self.model.module.train()
+        return found
+
     def die(self) -> NoReturn:
         """What a planned fault does to this host."""
         raise HostLost
@@ -276,7 +327,7 @@ class GangRunner:
 
     def _stack(self, phase: Phase, clients: list[int], needs: set[str]) -> tuple[dict[str, Tensor], int]:
         """The clients' data, one row per client, as far as `needs` names it, and K."""
-        local = self.spec.local
+        local = self.local(phase)
         counts = [len(self.shards.read(phase.part, c)[1]) for c in clients]
         steps = local.steps_for(counts[0]) if counts[0] else 0
         # vmap needs one tensor to batch over, also for a method that uses no data.
@@ -291,6 +342,10 @@ class GangRunner:
             data[f"{need}.y"] = torch.nn.utils.rnn.pad_sequence(list(ys), batch_first=True)
             data[f"{need}.count"] = torch.tensor(counts, dtype=torch.float64)
             data[f"{need}.mask"] = torch.arange(max(counts))[None, :] < torch.tensor(counts)[:, None]
+        for need in needs:
+            if need.startswith("uniforms"):
+                each = (self.uniforms(phase, client, int(need.partition("-")[2])) for client in clients)
+                data[need] = torch.stack(list(each))
         return {n: t.to(self.device) for n, t in data.items()}, steps
 
     def _stack_batches(self, phase: Phase, clients: Sequence[int], steps: int, size: int) -> tuple[Tensor, Tensor]:
@@ -304,8 +359,7 @@ class GangRunner:
             for rows in self._pieces(length, size):
                 self.spec.transform.write(xs[i, rows], x, order[rows], augment)
             labels.append(y[order])
-        ys = torch.from_numpy(np.stack(labels))
-        ys = ys if self.spec.classes is not None else ys.to(self.dtype)
+        xs, ys = self._of_task(phase, xs.flatten(0, 1), torch.from_numpy(np.concatenate(labels)))
         return xs.view(len(clients), steps, size, *self.spec.shape), ys.view(len(clients), steps, size)
 
     # --- numerics ---------------------------------------------------------------------------------------------------

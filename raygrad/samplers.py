@@ -74,8 +74,12 @@ class Uniform:
 
     def draw(self, pool: Pool) -> Cohort:
         """Every client with the same probability."""
-        cohort = plain(uniform(pool, pool.count), pool.population)
-        return replace(cohort, mean_weight=pool.population.weight / len(pool.population)) if self.unbiased else cohort
+        return self.of(uniform(pool, pool.count), pool.population)
+
+    def of(self, clients: np.ndarray, population: Population) -> Cohort:
+        """The cohort of these clients, if they are drawn."""
+        cohort = plain(clients, population)
+        return replace(cohort, mean_weight=population.weight / len(population)) if self.unbiased else cohort
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,16 @@ class Weighted:
         if self.replace:
             ends = np.cumsum(weights)
             drawn = np.searchsorted(ends, pool.rng().random(pool.count) * ends[-1], side="right")
-            clients, counts = np.unique(np.minimum(drawn, len(ends) - 1), return_counts=True)
+            drawn = np.minimum(drawn, len(ends) - 1)
         else:
             count = min(pool.count, len(everybody))
-            clients = np.sort(pool.rng().choice(len(everybody), count, replace=False, p=weights / weights.sum()))
-            counts = np.ones(len(clients))
-        return Cohort(everybody[clients], counts.astype(np.float64), pool.population)
+            drawn = pool.rng().choice(len(everybody), count, replace=False, p=weights / weights.sum())
+        return self.of(everybody[drawn], pool.population)
+
+    def of(self, drawn: np.ndarray, population: Population) -> Cohort:
+        """The cohort of these draws, in which a client may come more than once."""
+        clients, counts = np.unique(drawn, return_counts=True)
+        return Cohort(clients, counts.astype(np.float64), population)
 
 
 @dataclass(frozen=True)

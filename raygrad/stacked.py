@@ -20,7 +20,7 @@ from raygrad.objectives import LOSSES
 Rule = Callable[..., Tensor]
 
 
-def on_plain_tensors(function: Callable[..., tuple[Tensor, Tensor]], *args: Tensor | None) -> tuple[Tensor, Tensor]:
+def on_plain_tensors(function: Callable[..., tuple[Tensor, ...]], *args: Tensor | None) -> tuple[Tensor, ...]:
     """`function(*args)` inside `torch.func.vmap`, called once for all rows: it gets and gives tensors [M, ...].
 
     What a custom operator with a vmap rule would do at a third of its cost, which counts when a step takes a
@@ -32,8 +32,8 @@ def on_plain_tensors(function: Callable[..., tuple[Tensor, Tensor]], *args: Tens
     level, rows = interpreter.level(), interpreter.batch_size()  # pyright: ignore[reportAttributeAccessIssue]
     plain = [None if t is None else _rows(t, level, rows) for t in args]
     with interpreter.lower():
-        first, second = function(*plain)
-    return _add_batch_dim(first, 0, level), _add_batch_dim(second, 0, level)
+        results = function(*plain)
+    return tuple(_add_batch_dim(t, 0, level) for t in results)
 
 
 def _rows(t: Tensor, level: int, rows: int) -> Tensor:

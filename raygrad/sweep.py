@@ -29,7 +29,7 @@ from raygrad.contract import Cohort, asks_first
 from raygrad.devices import NotModelled
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
-from raygrad.experiment import CHANGEABLE, SCHEMA_VERSION, Experiment, Where
+from raygrad.experiment import CHANGEABLE, EXCLUDED, SCHEMA_VERSION, Experiment, Where
 from raygrad.interrupts import Interrupts
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
@@ -193,10 +193,7 @@ class Sweep:
     def with_settings(self, settings: Mapping[str, Value]) -> Experiment:
         """The experiment with a trial's settings. Raises BadInput naming the field."""
         pairs = [(n, space.text_of(v)) for n, v in sorted(settings.items(), key=lambda item: item[0].count("."))]
-        if "local.steps" in settings and "local.epochs" not in settings:
-            pairs.append(("local.epochs", "none"))
-        if "local.epochs" in settings and "local.steps" not in settings:
-            pairs.append(("local.steps", "none"))
+        pairs += [(o, "none") for n in settings for o in EXCLUDED.get(n, ()) if o not in settings]
         return config.assign_all(self.experiment, pairs)
 
     def fitting(self, settings: Settings) -> Settings:

@@ -75,9 +75,11 @@ TABLES: dict[str, pa.Schema] = {
     "metrics": pa.schema(
         [
             _ROUND,
-            _column("part", pa.string(), "validation or test"),
-            _column("metric", pa.string(), "loss, a metric of the experiment, or examples"),
-            _column("value", pa.float64(), "its mean over the part's examples"),
+            _column("part", pa.string(), "validation, test, or algorithm"),
+            _column(
+                "metric", pa.string(), "loss, a metric of the experiment, examples, or what the algorithm measures"
+            ),
+            _column("value", pa.float64(), "its mean over the part's examples, or what was measured"),
         ]
     ),
     "probes": pa.schema(
@@ -94,6 +96,8 @@ TABLES: dict[str, pa.Schema] = {
             _column("drift", pa.float64(), "RMS distance of the clients' iterates from their mean after K steps", True),
             _column("client_accuracy", pa.float64(), "accuracy per client, the mean; null if not measured", True),
             _column("worst_accuracy", pa.float64(), "accuracy per client, the mean of the worst tenth", True),
+            _column("weighted_diversity", pa.float64(), "the clients' gradient diversity, weighted by examples", True),
+            _column("batch_bound", pa.float64(), "examples times their gradient diversity; null if not measured", True),
         ]
     ),
     "partition": pa.schema(

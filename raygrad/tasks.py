@@ -10,6 +10,8 @@ from torch import Tensor
 
 from raygrad.contract import Batch
 from raygrad.gang import Phase
+from raygrad.local import Local
+from raygrad.regularizers import VALUE, hvp
 from raygrad.rng import Purpose, torch_seed
 from raygrad.stacked import on_plain_tensors
 
@@ -37,6 +39,11 @@ class _Round:
     def lr(self, base: float) -> float:
         return base * self._phase.lr_factor
 
+    @property
+    def _plain(self) -> bool:
+        """Whether a local step is one along the loss's gradient."""
+        return self.clip_norm is None and not self.momentum and self._runner.term is None
+
     def _record(self, loss: Tensor) -> None:
         # What only measures reports no training loss: local steps that go astray in a probe must not stop the run.
         if self._phase.keep_buffers:
@@ -50,19 +57,25 @@ class LoopTask(_Round):
         super().__init__(runner, phase)
         self._client, self._steps = client, steps
 
+    def uniforms(self, number: int = 0) -> Tensor:
+        return self._runner.uniforms(self._phase, self._client, number)
+
     @cached_property
     def examples(self) -> int:
         return len(self._runner.shards.read(self._phase.part, self._client)[1])
 
+    @cached_property
+    def _local(self) -> Local:
+        return self._runner.local(self._phase).at(self._runner.spec.seed, self.round, self._client, self.examples)
+
     @property
     def steps(self) -> int:
-        return self._runner.spec.local.steps_for(self.examples) if self._steps is None else self._steps
+        return self._local.steps_for(self.examples) if self._steps is None else self._steps
 
     @property
     def batches(self) -> Iterator[Batch]:
-        if self._runner.spec.local.batch_size == "full":
-            return iter([FULL] * self.steps)
-        return self._cut_batches(self._runner.spec.local.batch_size)
+        size = self._local.batch_size
+        return iter([FULL] * self.steps) if size == "full" else self._cut_batches(size)
 
     def _cut_batches(self, size: int) -> Iterator[Batch]:
         for xs, ys in self._runner.drawn(self._phase, self._client, self.steps, size):
@@ -77,11 +90,15 @@ class LoopTask(_Round):
             return self._whole(x)
         g, loss = self._runner.model.grad(x, batch.x, batch.y, self._runner.loss, 1 / len(batch.y))
         self._record(loss / len(batch.y))
-        return g
+        return self._regularised(g, x)
+
+    def _regularised(self, g: Tensor, x: Tensor) -> Tensor:
+        term = self._runner.term
+        return g if term is None else g + term.grad(x)
 
     def descend(self, start: Tensor, lr: float) -> Tensor | None:
-        size = self._runner.spec.local.batch_size
-        if size == "full" or self.clip_norm is not None or self.momentum:
+        size = self._local.batch_size
+        if size == "full" or not self._plain:
             return None
         drawn = ((b.x, b.y) for b in self._cut_batches(size))
         y, losses = self._runner.model.descend(start, drawn, self._runner.loss, lr, self.weight_decay)
@@ -100,7 +117,8 @@ class LoopTask(_Round):
             torch.manual_seed(seed)
             for chunk in self._pieces():
                 total.add_(runner.model.hvp(x, v, chunk.x, chunk.y, runner.loss))
-        return total.div_(self.examples)
+        mean = total.div_(self.examples)
+        return mean if runner.term is None else mean + hvp(runner.term, x, v)
 
     @contextmanager
     def _buffers_kept(self) -> Iterator[None]:
@@ -119,7 +137,11 @@ class LoopTask(_Round):
             g, value = self._runner.model.grad(x, chunk.x, chunk.y, self._runner.loss)
             total, loss = total.add_(g), loss + value
         self._record(loss / self.examples)
-        return total.div_(self.examples)
+        return self._regularised(total.div_(self.examples), x)
+
+    def square_norms(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        pieces = self._pieces() if batch is None or batch is FULL else [batch]
+        return torch.stack([self._runner.square_norms(x, piece.x, piece.y) for piece in pieces]).sum()
 
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         model, functions = self._runner.model, self._runner.measures
@@ -133,6 +155,8 @@ class LoopTask(_Round):
                     sums[name] += f(out, chunk.y).sum().double().cpu()
         model.module.train()
         model.refuse_written()
+        if (term := self._runner.term) is not None:
+            sums[VALUE] = term.value(x).double().cpu() * self.examples
         return {**sums, "count": torch.tensor(float(self.examples), dtype=torch.float64)}
 
 
@@ -148,13 +172,16 @@ class VmapTask(_Round):
             raise NotPrepared(name.split(".")[0])
         return self._data[name]
 
+    def uniforms(self, number: int = 0) -> Tensor:
+        return self._get(f"uniforms-{number}")
+
     @property
     def examples(self) -> Tensor:
         return self._get("full.count")
 
     @property
     def batches(self) -> Iterator[Batch]:
-        if self._runner.spec.local.batch_size == "full":
+        if self._runner.local(self._phase).batch_size == "full":
             return iter([FULL] * self.steps)
         xs, ys = self._get("batches.x"), self._get("batches.y")
         return (Batch(xs[k], ys[k]) for k in range(self.steps))
@@ -165,10 +192,14 @@ class VmapTask(_Round):
         mean = partial(self._runner.stacked.grads, scale=1 / len(batch.y))
         g, loss = on_plain_tensors(mean, x, batch.x, batch.y)
         self._record(loss / len(batch.y))
-        return g
+        return self._regularised(g, x)
+
+    def _regularised(self, g: Tensor, x: Tensor) -> Tensor:
+        term = self._runner.term
+        return g if term is None else g + on_plain_tensors(lambda y: (term.grad(y),), x)[0]
 
     def descend(self, start: Tensor, lr: float) -> Tensor | None:
-        if self._runner.spec.local.batch_size == "full" or self.clip_norm is not None or self.momentum:
+        if self._runner.local(self._phase).batch_size == "full" or not self._plain:
             return None
         xs, ys = self._get("batches.x"), self._get("batches.y")
         descend = partial(self._runner.stacked.descend, lr=lr, weight_decay=self.weight_decay)
@@ -190,7 +221,7 @@ class VmapTask(_Round):
         for g, value in parts[1:]:
             total, loss = total + g, loss + value
         self._record(loss / count)
-        return total / count
+        return self._regularised(total / count, x)
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
         count = self._get("full.count").to(x.dtype)
@@ -204,7 +235,21 @@ class VmapTask(_Round):
 
         with self._runner.model.twice_differentiable():
             parts = [torch.func.grad(along)(x, *chunk) for chunk in self._chunks()]
-        return sum(parts[1:], parts[0]) / count
+        mean, term = sum(parts[1:], parts[0]) / count, self._runner.term
+        return mean if term is None else mean + on_plain_tensors(lambda y, u: (hvp(term, y, u),), x, v)[0]
+
+    def square_norms(self, x: Tensor, batch: Batch | None = None) -> Tensor:
+        if batch is None or batch is FULL:
+            chunks = self._chunks()
+        else:
+            chunks = iter([(batch.x, batch.y, torch.ones_like(batch.y, dtype=torch.bool))])
+
+        def norms(x: Tensor, xs: Tensor, ys: Tensor, mask: Tensor) -> tuple[Tensor]:
+            rows = zip(x, xs, ys, mask, strict=True)
+            return (torch.stack([self._runner.square_norms(y, a[m], b[m]) for y, a, b, m in rows]),)
+
+        parts = [on_plain_tensors(norms, x, *chunk)[0] for chunk in chunks]
+        return sum(parts[1:], parts[0])
 
     def evaluate(self, x: Tensor) -> Mapping[str, Tensor]:
         sums: dict[str, Tensor] = {}
@@ -213,4 +258,7 @@ class VmapTask(_Round):
             for name, f in self._runner.measures.items():
                 value = torch.where(mask, f(out, ys), 0.0).sum().double()
                 sums[name] = sums[name] + value if name in sums else value
-        return {**sums, "count": self._get("plain.count")}
+        count = self._get("plain.count")
+        if (term := self._runner.term) is not None:
+            sums[VALUE] = term.value(x).double() * count
+        return {**sums, "count": count}

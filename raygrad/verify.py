@@ -7,6 +7,7 @@ the tests.
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,11 +93,11 @@ def suite(reference: str, *, on_ray: bool = True) -> Iterator[Check]:
 class _Suite:
     def __init__(self, algorithm: Algorithm, folder: Path) -> None:
         self._folder = folder
-        self._experiment = problem(algorithm)
-        try:
-            self._plan(self._experiment)
-        except BadInput:
-            self._experiment = problem(algorithm, clients=1)
+        whole = problem(algorithm)
+        for self._experiment in (whole, replace(whole, weights="equal"), problem(algorithm, clients=1)):
+            with suppress(BadInput):
+                self._plan(self._experiment)
+                break
 
     def checks(self, on_ray: bool) -> Iterator[Check]:
         """Every check, each on its own: an error inside one is its failure."""
@@ -178,11 +179,12 @@ class _Suite:
         return states
 
     def _relabelling(self) -> Finding:
-        """Clients get other numbers; on full batches of the whole population nothing else may change."""
+        """Clients get other numbers, and take their mini-batches with them; nothing else may change.
+
+        The order is a reflection of the circle that they stand in, so neighbours on a ring stay neighbours.
+        """
         n = self._experiment.data.clients  # pyright: ignore[reportAttributeAccessIssue]
-        e = replace(
-            self._experiment, local=Local(steps=3, batch_size="full"), sampler=Uniform(cohort=n), gangs=Gangs(n, "loop")
-        )
+        e = replace(self._experiment, sampler=Uniform(cohort=n), gangs=Gangs(n, "loop"))
         order = np.roll(np.arange(n), 1)[::-1].copy()
         plain = self._states(e)[-1]
 
@@ -195,7 +197,18 @@ class _Suite:
 
         def make(plan: Plan) -> InProcess:
             executor = InProcess(plan.spec)
-            executor.runner.shards = Renamed(plan.shards)
+            runner, renamed = executor.runner, Renamed(plan.shards)
+            draw, uniforms = runner._draw, runner.uniforms
+
+            def as_before(phase: Phase, client: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                runner.shards = plan.shards
+                try:
+                    return draw(phase, int(order[client]), length)
+                finally:
+                    runner.shards = renamed
+
+            runner.shards, runner._draw = renamed, as_before
+            runner.uniforms = lambda phase, client, number: uniforms(phase, int(order[client]), number)
             plan.population.weights[:] = plan.population.weights[order]
             plan.population.examples[:] = plan.population.examples[order]
             return executor

@@ -543,7 +543,7 @@ def test_probing_leaves_the_runs_bits_alone(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["loop", "vmap"])
 def test_probes_are_the_same_on_one_process_and_on_two_hosts(mode: str, tmp_path: Path, ray_local: None) -> None:
-    e = replace(problem(FedGA()), gangs=Gangs(2, mode), probe=Probe(every=1, clients=5))  # pyright: ignore[reportArgumentType]
+    e = replace(problem(FedGA()), gangs=Gangs(2, mode), probe=Probe(every=1, clients=5, examples=True))  # pyright: ignore[reportArgumentType]
     tables = []
     for name, where in (("here", Where(on="local")), ("there", Where(on="ray", hosts=2))):
         where = replace(where, shard_root=str(tmp_path / "shards"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raygrad import config
-from raygrad.algorithms.around import Around, MethodAround
+from raygrad.algorithms.around import Around
 from raygrad.algorithms.base import State, Stateless
 from raygrad.algorithms.displaced import Displaced, DisplacedMethod
 from raygrad.algorithms.fedavg import FedAvg
@@ -20,6 +20,7 @@ from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.fedopt import Adaptive, FedAdagrad, FedAdam, FedYogi
 from raygrad.algorithms.fedprox import FedProx
+from raygrad.algorithms.method_around import MethodAround
 from raygrad.algorithms.scaffold import Scaffold, ScaffoldFresh
 from raygrad.contract import Algorithm, Answer, Ask, Cohort, Population, Replies, Round, parameters
 from raygrad.errors import BadInput
@@ -177,8 +178,8 @@ def test_the_proximal_centre_and_the_duals_stay() -> None:
         seen: tuple[Tensor, ...] = ()
 
         @property
-        def batches(self) -> list[None]:
-            return [None] * 3
+        def batches(self) -> list[str]:
+            return ["a batch"] * 3
 
         def grad(self, x: Tensor, batch: object) -> Tensor:
             self.seen = (*self.seen, x)

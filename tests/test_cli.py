@@ -452,11 +452,25 @@ def test_reports_and_lists_of_runs(train: Callable[..., str], capsys: pytest.Cap
         ("stragglers", ["over-select  (stragglers=over-select)", "stragglers.factor = 1.3", "stragglers.hinge = 4"]),
         ("membership", ["membership.rounds = 1", "membership.clients = 10", "everybody  (membership=everybody)"]),
         ("schedules", ["schedule.length = 1000"]),
+        ("regularizers", ["spectral  (regularizer=spectral)", "regularizer.iterations = 10"]),
+        ("tasks", ["label-flips  (tasks=label-flips)", "tasks.every = 10"]),
     ],
 )
 def test_lists(what: str, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, "list", what)
     assert all(text in out for text in expected)
+
+
+def test_methods_around_alignment_are_listed_with_their_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    """As an algorithm or as a recipe."""
+    wanted = (
+        "fedavgm fedadagrad fedadam fedyogi feddyn fedaware divebatch adabatch spectral wasserstein dsgd lfgd lfsgd "
+        "width local-gd"
+    )
+    recipes = dict(line.split(maxsplit=1) for line in said(capsys, "list", "recipes").splitlines())
+    for name in wanted.split():
+        papers = citations.of_kind(ALGORITHMS[name], whole_file=True) if name in ALGORITHMS else []
+        assert papers or re.search(r"\(arXiv \d{4}\.\d{5}", recipes[name]), name
 
 
 def test_partition_describes_and_draws(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from raygrad import hull
-from raygrad.algorithms import fedaware
+from raygrad.algorithms import base
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedaware import FedAware
 from raygrad.algorithms.fedaware_plugin import FedAwarePlugIn
@@ -159,8 +159,8 @@ def test_threads_change_no_bit() -> None:
 
 
 def test_too_much_to_keep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fedaware, "LIMIT_BYTES", 1000)
-    with pytest.raises(BadInput, match=r"fedaware keeps a vector of each client on the server: 6 clients of 0\.0 MB"):
+    monkeypatch.setattr(base, "LIMIT_BYTES", 1000)
+    with pytest.raises(BadInput, match=r"fedaware keeps 0\.0 MB of each client on the server: 6 clients are"):
         make_plan(problem(FedAware()), Where(on="local"), tmp_path)
 
 

@@ -50,10 +50,12 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.space": (BASE, set()),
     "raygrad.contract": ({"raygrad.rng"}, {"numpy", "torch"}),
     "raygrad.hull": (set(), {"numpy", "scipy", "threadpoolctl", "torch"}),
+    "raygrad.mixing": (BASE, {"numpy", "scipy", "torch"}),
     "raygrad.objectives": (BASE, {"torch"}),
     "raygrad.models": (BASE, {"torch"}),
     "raygrad.flat": (BASE | {"raygrad.models"}, {"torch"}),
     "raygrad.local": (BASE | {"raygrad.contract"}, {"torch"}),
+    "raygrad.regularizers": (BASE | {"raygrad.flat"}, {"torch"}),
     "raygrad.samplers": (BASE | {"raygrad.contract"}, {"numpy", "torch"}),
     "raygrad.stragglers": (BASE | {"raygrad.devices.base"}, {"numpy"}),
     "raygrad.faults": (BASE, {"numpy"}),
@@ -61,6 +63,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.membership": (BASE, {"numpy"}),
     "raygrad.costs": (BASE | {"raygrad.contract", "raygrad.local"}, {"numpy", "torch"}),
     "raygrad.schedules": (BASE, set()),
+    "raygrad.streams": (BASE, {"torch"}),
     "raygrad.devices.base": (BASE, {"numpy"}),
     "raygrad.devices.none": (BASE | {"raygrad.devices.base"}, {"numpy"}),
     "raygrad.devices.drawn": (BASE | {"raygrad.devices.base"}, {"numpy"}),
@@ -105,7 +108,7 @@ def test_layers(module: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "algorithms").glob("*.py")), ids=lambda p: p.stem)
 def test_algorithms_know_neither_ray_nor_files(path: Path) -> None:
-    allowed = BASE | {"raygrad.config", "raygrad.contract", "raygrad.hull", "raygrad.local"}
+    allowed = BASE | {f"raygrad.{name}" for name in ("config", "contract", "hull", "local", "mixing", "privacy")}
     assert {m for m in own(path) if not m.startswith("raygrad.algorithms")} <= allowed
     assert outside(path) <= {"torch"}
     assert not imports(path) & {"os", "pathlib", "io", "random"}

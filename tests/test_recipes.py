@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from raygrad import Experiment, Where, load, rounds
-from raygrad.data.datasets import Idx
+from raygrad.data.datasets import Idx, Shakespeare
 from raygrad.recipes import RECIPES
 from raygrad.stragglers import WaitForAll
 
 FOLDER = Path(__file__).resolve().parents[1] / "raygrad" / "recipes"
 SHAPES = {
     "mnist": ((1, 28, 28), 10), "emnist": ((1, 28, 28), 26), "emnist47": ((1, 28, 28), 47),
-    "cifar10": ((3, 32, 32), 10),
+    "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100),
 }  # fmt: skip
-"""The shape of an example and the number of classes of the data that recipes read from files."""
+"""The shape of an example and the number of classes of the images that recipes read from files."""
 
 
 def idx(array: np.ndarray, path: Path) -> str:
@@ -41,17 +41,27 @@ def made(kind: str, folder: Path) -> Idx:
     return Idx(*files)
 
 
+def made_text(folder: Path) -> Shakespeare:
+    """Three speakers, under the data root `folder`."""
+    (folder / "shakespeare").mkdir()
+    speeches = [f"{name}:\n{40 * word}" for name, word in (("ANNE", "Ay, "), ("KATE", "Nay. "), ("HAL", "Oh! "))]
+    (folder / "shakespeare" / "tinyshakespeare.txt").write_text("\n\n".join(speeches))
+    return Shakespeare(length=8, least=20)
+
+
 def smoke(experiment: Experiment, folder: Path) -> Experiment:
-    """The same experiment with a few small steps, on made data in place of files."""
+    """The same experiment with a few small steps, on made data in place of files; `folder` is its data root."""
     kind = experiment.to_json()["data"]["kind"]
+    data = made(kind, folder) if kind in SHAPES else made_text(folder) if kind == "shakespeare" else experiment.data
     local, sampler, partition = experiment.local, experiment.sampler, experiment.partition
     batch = local.batch_size if local.batch_size == "full" else 4
     few = min(3, sampler.cohort)
+    few_steps = {"epochs": 1, "epochs_to": 2} if local.epochs_to else {"steps": 2, "epochs": None}
     return replace(
         experiment,
-        data=made(kind, folder) if kind in SHAPES else experiment.data,
+        data=data,
         partition=replace(partition, clients=min(partition.clients, 47)),  # pyright: ignore[reportArgumentType]
-        local=replace(local, steps=2, epochs=None, batch_size=batch),
+        local=replace(local, batch_size=batch, **few_steps),
         sampler=replace(sampler, cohort=few),  # pyright: ignore[reportArgumentType]
         rounds=2,
         evaluation=replace(experiment.evaluation, every=2, clients=3),
@@ -62,12 +72,13 @@ def smoke(experiment: Experiment, folder: Path) -> Experiment:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_at_smoke_size(name: str, tmp_path: Path) -> None:
     experiment = smoke(RECIPES[name](), tmp_path)
-    played = list(rounds(experiment, Where(on="local"), run_root=tmp_path / "runs", name=name))
+    where = Where(on="local", data_root=str(tmp_path))
+    played = list(rounds(experiment, where, run_root=tmp_path / "runs", name=name))
     assert [r.index for r in played] == [1, 2]
     last = played[-1]
     judged = last.test if experiment.evaluation.mode == "paper" else last.validation
     assert judged is not None and np.isfinite(judged["loss"])
-    assert last.alignment is not None and last.alignment.r > 0
+    assert last.alignment is not None and (last.alignment.r > 0 or last.alignment.clients == 1)
     kind = RECIPES[name]().to_json()["data"]["kind"]
     if kind in SHAPES:
         plan = load(name, tmp_path / "runs").table("partition")
@@ -99,6 +110,8 @@ def test_the_papers_emnist_settings(name: str) -> None:
         "weight_decay": 1e-3,
         "clip_norm": None,
         "momentum": 0.0,
+        "epochs_to": None,
+        "batch_size_to": None,
     }
     assert (e["algorithm"]["kind"], e["algorithm"]["lr"], e["algorithm"]["server_lr"]) == ("fedga", 0.05, 1.0)
     assert (e["sampler"]["cohort"], e["evaluation"]["mode"]) == (10, "paper")
@@ -115,9 +128,17 @@ def test_the_papers_cifar_settings() -> None:
         "weight_decay": 1e-3,
         "clip_norm": None,
         "momentum": 0.0,
+        "epochs_to": None,
+        "batch_size_to": None,
     }
     assert (e["algorithm"]["lr"], e["sampler"]["cohort"], e["partition"]) == (0.1, 10, {"kind": "iid", "clients": 10})
     assert e["evaluation"]["mode"] == "paper"
+
+
+def test_cifar100_is_cifar10_with_more_classes() -> None:
+    few, many = (RECIPES[name]().to_json() for name in ("cifar10-iid", "cifar100"))
+    assert many.pop("data") == {"kind": "cifar100", "augment": True} and few.pop("data")
+    assert few == many
 
 
 def test_the_main_job_learns(tmp_path: Path) -> None:

@@ -876,6 +876,14 @@ def test_a_curve_leaves_out_what_was_not_measured() -> None:
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == [1.0, 3.0]
 
 
+@pytest.mark.parametrize("log_x", [False, True])
+def test_an_axis_may_go_by_doublings(log_x: bool) -> None:
+    curve = pictures.Curve("c", 2.0 ** np.arange(2, 10), np.arange(8.0))
+    axes = pictures.lines([[pictures.Panel("t", "batch size", [curve], log_x=log_x)]]).axes[0]
+    assert axes.get_xscale() == ("log" if log_x else "linear")
+    assert (axes.get_xlim()[0] > 0) == log_x
+
+
 @pytest.mark.parametrize(("n", "limit"), [(1, 5), (5, 5), (7, 5), (1000, 200), (1001, 200)])
 def test_bins_cover_everything_once(n: int, limit: int) -> None:
     edges = pictures.bins(n, limit)

@@ -1,6 +1,7 @@
 """Trackers are told what the tables hold, once per round, also over a restart; and never stop a run."""
 
 import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def test_weights_and_biases_is_told_offline(tmp_path: Path, monkeypatch: pytest.
     run = played_in_two_parts(tmp_path, "wandb")
     files = list((run.folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2 and all(f.stem == f"run-{run.folder.name}" for f in files)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not all(b"train_loss" in f.read_bytes() for f in files):
+        time.sleep(0.1)  # its own process may still be writing when finish() has returned
     assert all(b"train_loss" in f.read_bytes() for f in files)
 
 

@@ -287,6 +287,8 @@ def _settings(e: Experiment) -> tuple[str, dict[str, float]]:
             ("a schedule", e.to_json()["schedule"]["kind"] != "constant"),
             ("another loss than cross_entropy", e.loss != "cross_entropy"),
             ("weights from a file", e.init is not None),
+            ("regulariser", e.regularizer.weight != 0),
+            ("stream of tasks", e.to_json()["tasks"]["kind"] != "one"),
         )
         if bad
     ]

@@ -263,6 +263,14 @@ def filled(text: str, parts: Mapping[str, str], where: Path, by: str = "jobs/res
     return text
 
 
+def give(parts: Mapping[str, str], where: Path | None, by: str) -> None:
+    """Write the parts between the marks of the program `by` in `where`, or print them. Raises BadInput."""
+    if where is None:
+        print("\n\n".join(f"## {name}\n\n{part}" for name, part in parts.items()))
+    else:
+        where.write_text(filled(where.read_text(), parts, where, by))
+
+
 def main() -> int:
     """Read the command line and write or print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -272,12 +280,8 @@ def main() -> int:
     try:
         if not given.runs.is_dir():
             raise BadInput(f"{given.runs} is not a folder; give the run root of jobs/results/train.py")
-        if given.write is None:
-            print("\n\n".join(f"## {name}\n\n{part}" for name, part in blocks(given.runs).items()))
-        else:
-            text = given.write.read_text()
-            parts = blocks(given.runs, given.write.parent / "results")
-            given.write.write_text(filled(text, parts, given.write))
+        pictures = None if given.write is None else given.write.parent / "results"
+        give(blocks(given.runs, pictures), given.write, "jobs/results/tables.py")
     except BadInput as e:
         print(f"tables.py: {e}", file=sys.stderr)
         return e.exit_code

@@ -1,16 +1,26 @@
 """What algorithms around another one share: they drive its rounds, and own what it keeps."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import Parameter, Signature
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from raygrad import config
 from raygrad.algorithms.base import ALGORITHMS
 from raygrad.algorithms.fedavg import FedAvg
-from raygrad.contract import Algorithm, Answer, Change, ClientMethod, ClientState, Population, Resizes, Task, parameters
+from raygrad.contract import (
+    Algorithm,
+    Ask,
+    Change,
+    ClientState,
+    Cohort,
+    Measures,
+    Population,
+    Resizes,
+    Round,
+)
+from raygrad.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,9 @@ def moved(state: Any, x: Tensor) -> Any:
 class Around:
     """An algorithm around `inner`. Clients keep what `inner` lets them keep."""
 
+    changes_asks: ClassVar[bool] = False
+    """Whether it changes what clients do or send; what is `sealed` allows that nobody."""
+
     inner: Algorithm = config.one_of(ALGORITHMS, FedAvg())
 
     @property
@@ -42,52 +55,44 @@ class Around:
         return getattr(self.inner, "lr", None)
 
     def init(self, x: Tensor, population: Population) -> AroundState:
-        """What the algorithm inside begins with."""
+        """What the algorithm inside begins with. Raises BadInput if it may not be changed so."""
+        inside = self.inner
+        while self.changes_asks and inside is not None:
+            if getattr(inside, "sealed", False):
+                raise BadInput(
+                    f"algorithm.inner holds {type(inside).__name__}, whose promise would not hold if clients sent "
+                    f"something else: put it around {type(self).__name__} instead"
+                )
+            inside = getattr(inside, config.INNER, None)
         return AroundState(self.inner.init(x, population))
+
+    def first_ask(self, state: AroundState, population: Population) -> Ask:
+        """What the algorithm inside asks first, of one client."""
+        conversation = self.inner.round(state.inner, population.one())
+        ask = next(conversation)
+        conversation.close()
+        return ask
 
     def client_state(self, x: Tensor) -> ClientState:
         """What clients keep for the algorithm inside."""
         return self.inner.client_state(x)
+
+    def measures(self, state: Any) -> Mapping[str, float]:
+        """What the algorithm inside measures."""
+        return self.inner.measures(state.inner) if isinstance(self.inner, Measures) else {}
+
+    def driven(self, inner: Any, cohort: Cohort, changed: Callable[[Ask], Round]) -> Round:
+        """A round of the algorithm inside from its state `inner`; `changed(ask)` is the conversation about each ask."""
+        conversation = self.inner.round(inner, cohort)
+        try:
+            ask = next(conversation)
+            while True:
+                ask = conversation.send((yield from changed(ask)))
+        except StopIteration as stop:
+            return stop.value
 
     def resize(self, state: Any, change: Change) -> Any:
         """The algorithm inside learns who left and who joined, where it has to know."""
         if not isinstance(self.inner, Resizes):
             return state
         return replace(state, inner=self.inner.resize(state.inner, change))
-
-
-@dataclass(frozen=True)
-class MethodAround:
-    """A client method around another one. `takes` are the names of its own parameters, `gives` those of the method
-    inside that it fills.
-
-    It passes for a method of the same object, so that who knows client methods need not know of it.
-    """
-
-    work: ClientMethod
-    takes: tuple[str, ...] = ()
-    gives: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        inside = [n for n in parameters(self.work) if n not in self.gives]
-        names = dict.fromkeys(("task", *inside, *self.takes))
-        options = [n for n in parameters(self.work, optional=True) if n not in (*self.gives, *names)]
-        required = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names]
-        optional = [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD, default=None) for n in options]
-        for name, value in {
-            "__self__": getattr(self.work, "__self__", None),
-            "__name__": self.work.__name__,
-            "__qualname__": f"{type(self).__name__}({self.work.__qualname__})",
-            "__signature__": Signature([*required, *optional]),
-        }.items():
-            object.__setattr__(self, name, value)
-
-    def __call__(self, task: Task, **given: Tensor) -> Answer:
-        """What a client answers. `given` has everything by name."""
-        raise NotImplementedError
-
-    def inside(self, task: Task, given: Mapping[str, Tensor], **filled: Tensor) -> Answer:
-        """What the method inside answers."""
-        known = {**given, **filled}
-        names = (*parameters(self.work), *(n for n in parameters(self.work, optional=True) if n in known))
-        return self.work(task, **{n: known[n] for n in names})

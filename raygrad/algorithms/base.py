@@ -37,3 +37,18 @@ def check(algorithm: object, **lowest: float) -> None:
         value = getattr(algorithm, f.name)
         if f.name in lowest and not (isfinite(value) and value >= lowest[f.name]):
             raise BadInput(f"algorithm.{f.name} is {value}; it must be a finite number >= {lowest[f.name]:g}")
+
+
+LIMIT_BYTES = 8 * 2**30
+"""What an algorithm's vectors of all clients may take on the server."""
+
+
+def per_client(x: Tensor, population: Population, who: str, count: int = 1) -> tuple[Tensor, ...]:
+    """`count` vectors for each client: zeros [N, d] of each. Raises BadInput where they are too much."""
+    n = len(population.examples)
+    if (needs := n * count * x.nbytes) > LIMIT_BYTES:
+        raise BadInput(
+            f"{who} keeps {count * x.nbytes / 1e6:.1f} MB of each client on the server: {n:,} clients are "
+            f"{needs / 2**30:.1f} GiB, above {LIMIT_BYTES / 2**30:g} GiB; take fewer clients or a smaller model"
+        )
+    return tuple(x.new_zeros(n, len(x)) for _ in range(count))

@@ -11,11 +11,13 @@ FedGA. One communication more than the algorithm inside.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
-from raygrad.algorithms.around import Around, AroundState, MethodAround
+from raygrad.algorithms.around import Around, AroundState
 from raygrad.algorithms.base import check
+from raygrad.algorithms.method_around import MethodAround
 from raygrad.contract import Answer, Ask, Cohort, Population, Round, Task, parameters
 from raygrad.errors import BadInput
 
@@ -37,6 +39,8 @@ class DisplacedMethod(MethodAround):
 class Displaced(Around):
     """`beta` is the size of the displacement; `inner` is the algorithm inside."""
 
+    changes_asks: ClassVar[bool] = True
+
     beta: float = 0.05
 
     def __post_init__(self) -> None:
@@ -44,7 +48,7 @@ class Displaced(Around):
 
     def init(self, x: Tensor, population: Population) -> AroundState:
         state = super().init(x, population)
-        _check(next(self.inner.round(state.inner, population.one())))
+        _check(self.first_ask(state, population))
         return state
 
     def gradient(self, task: Task, x: Tensor) -> Answer:
@@ -71,7 +75,7 @@ def _check(ask: Ask) -> None:
     if "start" not in parameters(ask.work, optional=True):
         raise BadInput(
             f"algorithm.inner cannot be displaced: {ask.work.__qualname__} takes no start=None to begin its local "
-            "steps from; fedavg, fedprox, feddyn and server optimisers around them can be"
+            "steps from; fedavg, fedprox, feddyn, local-gd and server optimisers around them can be"
         )
     if ask.each:
         raise BadInput(f"algorithm.inner cannot be displaced: {ask.work.__qualname__} gets a row for each client")

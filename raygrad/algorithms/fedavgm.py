@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raygrad.algorithms.around import Around, AroundState, moved
 from raygrad.algorithms.base import check
+from raygrad.algorithms.networked import movable
 from raygrad.contract import Cohort, Population, Round
 from raygrad.errors import BadInput
 
@@ -40,7 +41,7 @@ class FedAvgM(Around):
             raise BadInput(f"algorithm.momentum is {self.momentum}; it must be below 1")
 
     def init(self, x: Tensor, population: Population) -> MomentumState:
-        return MomentumState(self.inner.init(x, population), torch.zeros_like(x))
+        return MomentumState(movable(self.inner.init(x, population)), torch.zeros_like(x))
 
     def round(self, state: MomentumState, cohort: Cohort) -> Round:
         after = yield from self.inner.round(state.inner, cohort)

@@ -18,23 +18,9 @@ import torch
 from torch import Tensor
 
 from raygrad import hull, local
-from raygrad.algorithms.base import check
+from raygrad.algorithms.base import check, per_client
 from raygrad.contract import Answer, Ask, ClientState, Cohort, Population, Replies, Round, Task
 from raygrad.errors import BadInput
-
-LIMIT_BYTES = 8 * 2**30
-"""What the momenta of all clients may take on the server."""
-
-
-def momenta(x: Tensor, population: Population) -> Tensor:
-    """A momentum for each client: zeros [N, d]. Raises BadInput where that is too much."""
-    n = len(population.examples)
-    if (needs := n * x.nbytes) > LIMIT_BYTES:
-        raise BadInput(
-            f"fedaware keeps a vector of each client on the server: {n:,} clients of {x.nbytes / 1e6:.1f} MB are "
-            f"{needs / 2**30:.1f} GiB, above {LIMIT_BYTES / 2**30:g} GiB; take fewer clients or a smaller model"
-        )
-    return x.new_zeros(n, len(x))
 
 
 def averaged(m: Tensor, r: Replies, mix: float) -> Tensor:
@@ -79,7 +65,7 @@ class FedAware:
         check_mix(self, lr=0, server_lr=0)
 
     def init(self, x: Tensor, population: Population) -> AwareState:
-        return AwareState(x, momenta(x, population))
+        return AwareState(x, *per_client(x, population, "fedaware"))
 
     def client_state(self, x: Tensor) -> ClientState:
         return {}

@@ -10,12 +10,15 @@ are those of the algorithm inside, whose clients must answer a `delta`.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from raygrad import hull
 from raygrad.algorithms.around import Around, AroundState, moved
-from raygrad.algorithms.fedaware import averaged, check_mix, direction, momenta, total
+from raygrad.algorithms.base import per_client
+from raygrad.algorithms.fedaware import averaged, check_mix, direction, total
+from raygrad.algorithms.networked import movable
 from raygrad.contract import Cohort, Population, Round
 
 COMMON = 1e-6
@@ -33,13 +36,16 @@ class AwarePlugInState(AroundState):
 class FedAwarePlugIn(Around):
     """`mix` is the weight of a client's newest delta in its momentum; `inner` is the algorithm inside."""
 
+    changes_asks: ClassVar[bool] = True
+
     mix: float = 0.5
 
     def __post_init__(self) -> None:
         check_mix(self)
 
     def init(self, x: Tensor, population: Population) -> AwarePlugInState:
-        return AwarePlugInState(self.inner.init(x, population), momenta(x, population))
+        (m,) = per_client(x, population, "fedaware-plugin")
+        return AwarePlugInState(movable(super().init(x, population).inner), m)
 
     def round(self, state: AwarePlugInState, cohort: Cohort) -> Round:
         conversation, m = self.inner.round(state.inner, cohort), state.m

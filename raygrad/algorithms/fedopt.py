@@ -19,6 +19,7 @@ from torch import Tensor
 
 from raygrad.algorithms.around import Around, AroundState, moved
 from raygrad.algorithms.base import check
+from raygrad.algorithms.networked import movable
 from raygrad.contract import Cohort, Population, Round
 from raygrad.errors import BadInput
 
@@ -51,7 +52,7 @@ class Adaptive(Around):
             raise BadInput("algorithm.tau is 0; it must be above 0, since steps are divided by it where nothing moves")
 
     def init(self, x: Tensor, population: Population) -> AdaptiveState:
-        return AdaptiveState(self.inner.init(x, population), torch.zeros_like(x), torch.zeros_like(x))
+        return AdaptiveState(movable(self.inner.init(x, population)), torch.zeros_like(x), torch.zeros_like(x))
 
     def second(self, v: Tensor, square: Tensor) -> Tensor:
         """The second moment [d] after a step whose entries have the squares `square` [d]."""

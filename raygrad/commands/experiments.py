@@ -19,12 +19,14 @@ from raygrad.data.datasets import Dataset
 from raygrad.data.partition import Partitioner
 from raygrad.devices import Devices
 from raygrad.errors import BadInput
-from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.experiment import EXCLUDED, SCHEMA_VERSION, Experiment, Where
 from raygrad.membership import Membership
 from raygrad.naming import unknown
 from raygrad.recipes import RECIPES
+from raygrad.regularizers import Regularizer
 from raygrad.remote import Url, location
 from raygrad.stragglers import Policy
+from raygrad.streams import Tasks
 
 if TYPE_CHECKING:
     from raygrad.runs import LoadedRun
@@ -72,17 +74,13 @@ def split(setting: str) -> tuple[str, str]:
 
 
 def _one_of_each(assignments: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Fields that exclude each other: setting one unsets the other, unless that is set too."""
+    """Fields that exclude each other: setting one unsets the others, unless they are set too."""
     named = {path for path, _ in assignments}
     result = []
     for path, value in assignments:
         result.append((path, value))
-        if path in ("local.steps", "local.epochs") and value not in ("none", "null"):
-            other = "local.epochs" if path == "local.steps" else "local.steps"
-            if other not in named:
-                result.append((other, "none"))
-        if path == "init" and "init_sha256" not in named:
-            result.append(("init_sha256", "none"))
+        if path == "init" or value not in ("none", "null"):
+            result += [(other, "none") for other in EXCLUDED.get(path, ()) if other not in named]
     return result
 
 
@@ -186,7 +184,8 @@ def _check_parts(experiment: Experiment) -> None:
     """A user's own class must be what its place asks for."""
     parts = (
         ("algorithm", Algorithm), ("sampler", Sampler), ("data", Dataset), ("partition", Partitioner),
-        ("devices", Devices), ("stragglers", Policy), ("membership", Membership),
+        ("devices", Devices), ("stragglers", Policy), ("membership", Membership), ("regularizer", Regularizer),
+        ("tasks", Tasks),
     )  # fmt: skip
     for field, protocol in parts:
         part = getattr(experiment, field)

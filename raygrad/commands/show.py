@@ -1,17 +1,20 @@
 """`raygrad list`, `raygrad partition` and `raygrad cite`: what there is, before anything runs."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import metadata
 from inspect import getdoc
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from raygrad.commands import options, output
 from raygrad.errors import BadInput
+
+if TYPE_CHECKING:
+    from raygrad.experiment import Experiment
 
 SOFTWARE = """@software{{raygrad,
   title   = {{raygrad}},
@@ -21,7 +24,7 @@ SOFTWARE = """@software{{raygrad,
 
 What = Literal[
     "recipes", "algorithms", "datasets", "partitioners", "models", "samplers", "schedules", "devices", "stragglers",
-    "membership", "runs", "sweeps",
+    "membership", "regularizers", "tasks", "runs", "sweeps",
 ]  # fmt: skip
 
 
@@ -50,7 +53,7 @@ def list_(
     elif what == "recipes":
         from raygrad.recipes import RECIPES
 
-        output.pairs((name, _sentence(make)) for name, make in RECIPES.items())
+        output.pairs((name, f"{_sentence(make)} {_papers(make)}") for name, make in RECIPES.items())
     else:
         field, registry = _registry(what)
         for name, cls in registry.items():
@@ -65,15 +68,18 @@ def _registry(what: str) -> tuple[str, Mapping[str, type]]:
     from raygrad.devices import DEVICES
     from raygrad.membership import MEMBERSHIPS
     from raygrad.models import MODELS
+    from raygrad.regularizers import REGULARIZERS
     from raygrad.samplers import SAMPLERS
     from raygrad.schedules import SCHEDULES
     from raygrad.stragglers import POLICIES
+    from raygrad.streams import TASKS
 
     return {
         "algorithms": ("algorithm", ALGORITHMS), "datasets": ("data", DATASETS),
         "partitioners": ("partition", PARTITIONERS), "models": ("model", MODELS), "samplers": ("sampler", SAMPLERS),
         "schedules": ("schedule", SCHEDULES), "devices": ("devices", DEVICES), "stragglers": ("stragglers", POLICIES),
-        "membership": ("membership", MEMBERSHIPS),
+        "membership": ("membership", MEMBERSHIPS), "regularizers": ("regularizer", REGULARIZERS),
+        "tasks": ("tasks", TASKS),
     }[what]  # fmt: skip
 
 
@@ -92,6 +98,16 @@ def _kind(field: str, name: str, cls: type) -> None:
         output.line(f"    {known.short if known else f'arXiv {number}'}")
     for path, default in _defaults(field, cls):
         output.line(f"    {path} = {default}")
+
+
+def _papers(make: "Callable[[], Experiment]") -> str:
+    """The papers that a recipe, its algorithm and its regulariser name."""
+    from raygrad import citations
+
+    e = make()
+    found = [*citations.named(make.__doc__), *citations.of_kind(type(e.regularizer))]
+    found += citations.of_kind(type(e.algorithm), whole_file=True)
+    return f"(arXiv {', '.join(dict.fromkeys(found))})"
 
 
 def _defaults(path: str, cls: type) -> Iterator[tuple[str, str]]:
@@ -211,9 +227,12 @@ def cite(
 
     numbers = [citations.MAIN.arxiv]
     if run is not None:
+        from raygrad.recipes import RECIPES
         from raygrad.runs import load
 
-        numbers = citations.of(load(run, run_root).experiment)
+        loaded = load(run, run_root)
+        about = RECIPES[loaded.name].__doc__ if loaded.name in RECIPES else None
+        numbers = list(dict.fromkeys([*citations.of(loaded.experiment), *citations.named(about)]))
     for number in numbers:
         output.line(citations.bibtex(number))
         output.line("")

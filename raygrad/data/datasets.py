@@ -10,6 +10,7 @@ from raygrad.data.idx import Idx
 from raygrad.data.images import ImageFolder
 from raygrad.data.mnist import EMNIST, EMNIST47, MNIST, FashionMNIST
 from raygrad.data.parquet import ImageParquet, ParquetTable
+from raygrad.data.shakespeare import Shakespeare
 from raygrad.data.source import Dataset
 from raygrad.data.synthetic import SyntheticLogistic, SyntheticQuadratic
 from raygrad.data.torch_dataset import TorchDataset
@@ -27,6 +28,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "image-parquet": ImageParquet,
     "parquet": ParquetTable,
     "torch": TorchDataset,
+    "shakespeare": Shakespeare,
     "synthetic-logistic": SyntheticLogistic,
     "synthetic-quadratic": SyntheticQuadratic,
 }

@@ -18,6 +18,7 @@ from raygrad.errors import BadInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ANNOTATIONS = "val_annotations.txt"
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
@@ -25,9 +26,11 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 class ImageFolder:
     """A folder of images, one subfolder per class (torchvision's ImageFolder layout), decoded to size x size pixels.
 
-    With `path/train/<class>/` and `path/test/<class>/` these are the parts; otherwise `path/<class>/`, of which the
-    fraction `holdout` of each class, drawn once and for all, is the test set. Images are scaled to cover the square
-    and cut in the middle. `channels` is 3 (RGB) or 1 (grey).
+    With `path/train/<class>/` and `path/test/<class>/`, or `path/val/<class>/`, these are the parts; otherwise
+    `path/<class>/`, of which the fraction `holdout` of each class, drawn once and for all, is the test set. As in
+    Tiny-ImageNet, images may lie deeper in their class's folder, and `path/val/val_annotations.txt` (a line per image
+    with its name and its class, separated by tabs) may say the classes of `path/val/images/`. Images are scaled to
+    cover the square and cut in the middle. `channels` is 3 (RGB) or 1 (grey).
     """
 
     path: str
@@ -54,14 +57,15 @@ class ImageFolder:
     def open(self, data_root: Path | None, cache: Path, seed: int) -> Source:
         """See `Dataset.open`."""
         root = resolve(self.path, data_root)
-        has_test = (root / "train").is_dir() and (root / "test").is_dir()
-        train = _images_by_class(root / "train" if has_test else root)
+        held = _test_folder(root)
+        train = _images_by_class(root if held is None else root / "train")
         names = tuple(train)
         paths, y = _labelled(train, names)
-        if has_test:
-            test = _images_by_class(root / "test")
+        if held is not None:
+            notes = held / ANNOTATIONS
+            test = _annotated(notes) if notes.is_file() else _images_by_class(held)
             if new := sorted(test.keys() - train.keys()):
-                raise BadInput(f"{root / 'test'}: class folder {new[0]!r} is not among those of {root / 'train'}")
+                raise BadInput(f"{held}: class {new[0]!r} is not among those of {root / 'train'}")
             parts = [(paths, y), _labelled(test, names)]
         else:
             parts = [([paths[i] for i in rows], y[rows]) for rows in hold_out(y, self.holdout)]
@@ -132,6 +136,28 @@ def _images_by_class(root: Path) -> dict[str, list[Path]]:
                 f"{root / name}: it has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); expected at least one"
             )
     return found
+
+
+def _test_folder(root: Path) -> Path | None:
+    """What is to be the test set beside `train`: an annotated `val` first, for Tiny-ImageNet's `test` has no labels."""
+    if not (root / "train").is_dir():
+        return None
+    if (root / "val" / ANNOTATIONS).is_file():
+        return root / "val"
+    return next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+
+
+def _annotated(notes: Path) -> dict[str, list[Path]]:
+    """The images beside an annotation file, by class. Raises BadInput for a line or an image that is not as said."""
+    found: dict[str, list[Path]] = {}
+    with reading(str(notes), "an image's name and its class in each line, separated by a tab"):
+        for i, line in enumerate(notes.read_text().splitlines()):
+            name, cls, *_ = [*line.split("\t"), "", ""]
+            image = notes.parent / "images" / name
+            if not (name and cls and image.is_file()):
+                raise BadInput(f"{notes}: line {i + 1}: there is no image {image} with a class")
+            found.setdefault(cls, []).append(image)
+    return dict(sorted(found.items()))
 
 
 def _labelled(by_class: dict[str, list[Path]], names: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:

@@ -1,4 +1,4 @@
-"""FedAWARE on digits whose classes are unevenly spread, few of many clients per round."""
+"""FedAWARE under hybrid heterogeneity: unlike data at clients that work unequally, few of many per round."""
 
 from raygrad.algorithms.fedaware import FedAware
 from raygrad.data.datasets import Digits
@@ -10,16 +10,18 @@ from raygrad.samplers import Cyclic
 
 
 def recipe() -> Experiment:
-    """FedAWARE on scikit-learn's 8 x 8 digits, thirty clients by Dirichlet(0.1), six per round, three local epochs.
+    """FedAWARE on scikit-learn's 8 x 8 digits, thirty clients by Dirichlet(0.1), six per round.
 
-    eta is the best of 0.3, 1 and 2 by validation accuracy over the last 25 rounds (alpha 0.05, seed 10).
+    In every round each of them makes 2 to 5 local epochs on batches of 10 examples up to its whole shard, as in the
+    paper. alpha (0.05, 0.1) and eta (1, 2, 3) are the best by validation accuracy over the last 25 rounds of 60 (seeds
+    10 and 11); FedAvg does best with the same alpha.
     """
     return Experiment(
         data=Digits(),
         partition=Dirichlet(clients=30, concentration=0.1),
         model=DigitsCNN(),
-        algorithm=FedAware(lr=0.05, server_lr=2.0, mix=0.5),
-        local=Local(steps=None, epochs=3, batch_size=10),
+        algorithm=FedAware(lr=0.1, server_lr=2.0, mix=0.5),
+        local=Local(steps=None, epochs=2, epochs_to=5, batch_size=10, batch_size_to="full"),
         sampler=Cyclic(cohort=6),
         rounds=60,
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from made_files import RNG, break_file, check, listing, png, shared, write_image_parquet
 
 from raygrad.data.datasets import CIFAR10, CIFAR100
@@ -97,6 +98,30 @@ def test_cifar_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.array_equal(source.test.x.reshape(5, -1), x[5])
     assert source.test.y.tolist() == [0, 1, 2, 3, 5]
     assert listing(tmp_path / "root") == before
+
+
+def test_cifar100_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive's own files: pickles of flat images, with fine and coarse labels."""
+    from torchvision.datasets import CIFAR100 as TorchvisionCIFAR100
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    x, fine = RNG.integers(0, 256, (2, 4, 3072), dtype=np.uint8), [[99, 0, 7, 98], [1, 2, 3, 99]]
+    sums = {}
+    for i, name in enumerate(("train", "test", "meta")):
+        labels = {"data": x[i], "fine_labels": fine[i], "coarse_labels": [5] * 4} if name != "meta" else {}
+        data = pickle.dumps(labels or {"fine_label_names": ["n"] * 100})
+        (folder / name).write_bytes(data)
+        sums[name] = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(TorchvisionCIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(TorchvisionCIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(TorchvisionCIFAR100, "meta", {**TorchvisionCIFAR100.meta, "md5": sums["meta"]})
+    source = CIFAR100().open(tmp_path, tmp_path / "cache", 0)
+    check(source)
+    assert source.train.y.tolist() == fine[0] and source.test.y.tolist() == fine[1]
+    assert np.array_equal(source.train.x.reshape(4, -1), x[0])
+    black = source.transform(np.zeros((1, 3, 32, 32), np.uint8), torch.float64, None)[0, :, 0, 0]
+    torch.testing.assert_close(black.tolist(), [-0.50708 / 0.26733, -0.48655 / 0.25644, -0.44092 / 0.27615])
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def experiment(name: str, seed: int) -> Experiment:
     e = problem(ALGORITHMS[name](), 1 if name == "sgd" else 6)
     if name != "sgd":
         e = replace(e, sampler=Uniform(5), gangs=Gangs(2, ("loop", "vmap")[seed % 4 == 3]))
-    return replace(e, seed=seed)
+    return replace(e, seed=seed, weights="equal" if name == "dp" else e.weights)
 
 
 def check(e: Experiment, where: Where, folder: Path, number: int, seed: int, removes: bool) -> Trial:

@@ -23,8 +23,10 @@ from raygrad.experiment import Evaluation, Experiment, Probe, Where
 from raygrad.local import Local
 from raygrad.models import CIFARCNN, DigitsCNN, Model
 from raygrad.recipes import RECIPES
+from raygrad.regularizers import L2
 from raygrad.runs import LoadedRun
 from raygrad.samplers import Uniform
+from raygrad.streams import LabelFlips
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Where(on="local")
@@ -123,6 +125,8 @@ def test_what_the_plain_loop_cannot_do_is_refused(tmp_path: Path) -> None:
         (clipped, "clip_norm"),
         (replace(run.experiment, algorithm=ALGORITHMS["scaffold"]()), "algorithm scaffold"),
         (replace(run.experiment, weights="examples"), "weights=examples"),
+        (replace(run.experiment, regularizer=L2()), "regulariser"),
+        (replace(run.experiment, tasks=LabelFlips()), "stream of tasks"),
     ):
         with pytest.raises(BadInput, match=said):
             plain.PlainLoop(replace(run, experiment=e), shards, draws)

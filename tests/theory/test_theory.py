@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygrad import cli, local, theory
+from raygrad import cli, local, mixing, theory
+from raygrad.algorithms.dga import DGA
+from raygrad.algorithms.dsgd import DSGD
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedavgm import FedAvgM
 from raygrad.algorithms.feddyn import FedDyn
@@ -18,10 +20,13 @@ from raygrad.algorithms.fedga_stale import StaleFedGA
 from raygrad.algorithms.fedprox import FedProx
 from raygrad.algorithms.gradalign import GradAlign
 from raygrad.algorithms.lbsgd import LargeBatchSGD
+from raygrad.algorithms.local_gd import LocalGD, LocalGDState
 from raygrad.algorithms.scaffold import Scaffold, ScaffoldFresh
 from raygrad.algorithms.sgd import SGD
-from raygrad.contract import Answer, Cohort, Round, Task
-from raygrad.theory import STATEMENTS, Finding, Problem, Statement, after, grad, of_order, problem
+from raygrad.contract import Answer, Ask, Cohort, Round, Task
+from raygrad.theory import STATEMENTS, Finding, Statement
+from raygrad.theory.problems import Problem, after, grad, problem
+from raygrad.theory.statement import of_order
 
 BY_NAME = {s.name: s for s in STATEMENTS}
 
@@ -38,7 +43,7 @@ each_statement = pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: 
 def test_the_theorems_come_first() -> None:
     names = list(BY_NAME)
     assert names[:5] == [f"theorem {i}" for i in range(1, 6)]
-    assert len(names) == len(STATEMENTS) == 17
+    assert len(names) == len(STATEMENTS) == 30
 
 
 # --- every statement holds, and can fail ----------------------------------------------------------------------------
@@ -183,6 +188,46 @@ def momentum_without_it(self: FedAvgM, state: Any, cohort: Cohort) -> Round:
     return replace(state, inner=after)
 
 
+def dsgd_from_mixed(self: DSGD, state: Any, cohort: Cohort) -> Round:
+    p = self.network(state, cohort.population)
+    r = yield Ask(self.local, cohort, {}, {"w": mixing.mixed(p, state.w)}, rows=("delta",))
+    return self.moved(state, mixing.mixed(p, state.w) + self.steps(state, r))
+
+
+def dsgd_unmixed(self: DSGD, state: Any, cohort: Cohort) -> Round:
+    r = yield Ask(self.local, cohort, {}, {"w": state.w}, rows=("delta",))
+    return self.moved(state, state.w + self.steps(state, r))
+
+
+def turned_dga(self: DGA, task: Task, w: Tensor, c: Tensor, g: Tensor) -> Answer:
+    start = w + self.beta * (c - g)
+    return Answer({"delta": local.sgd(task, start, task.lr(self.lr)) - start})
+
+
+def tracking_own(self: DGA, task: Task, w: Tensor, ahead: Tensor) -> Answer:
+    return Answer({"g": task.full_grad(w), "delta": local.sgd(task, w, task.lr(self.lr)) - w})
+
+
+def local_gd_at_one_length(self: LocalGD, task: Task, x: Tensor, start: Tensor | None = None) -> Answer:
+    delta = local.gd(task, x, task.lr(self.lr)) - x
+    return Answer({"delta": delta / delta.norm(dim=-1, keepdim=True)})
+
+
+def local_gd_one_step(self: LocalGD, task: Task, x: Tensor, start: Tensor | None = None) -> Answer:
+    return Answer({"delta": -task.lr(self.lr) * task.full_grad(x)})
+
+
+def local_gd_anchored_at(kept: float) -> Callable[..., Round]:
+    """The anchor's share does not fade, but stays `kept`."""
+
+    def round(self: LocalGD, state: LocalGDState, cohort: Cohort) -> Round:
+        r = yield Ask(self.local, cohort, {"x": state.x})
+        x = state.x + r.mean("delta")
+        return replace(state, x=x + kept * self.anchored * (state.x0 - x))
+
+    return round
+
+
 BUGS = {
     "FedGA displaced the wrong way": (FedGA, "local", turned_fedga, ("theorem 4", "degenerate cases")),
     "GradAlign displaced the wrong way": (GradAlign, "aligned", turned_gradalign, ("theorem 2", "theorem 3")),
@@ -198,6 +243,14 @@ BUGS = {
     "FedDyn measures duals from x": (FedDyn, "local", feddyn_dual_from_x, ("displaced FedDyn",)),
     "stale FedGA sends x": (StaleFedGA, "local", stale_without_mean, ("stale FedGA",)),
     "momentum keeps no momentum": (FedAvgM, "round", momentum_without_it, ("server momentum",)),
+    "D-SGD steps from mixed models": (DSGD, "round", dsgd_from_mixed, ("average-direction SAM", "unequal losses")),
+    "D-SGD mixes nothing": (DSGD, "round", dsgd_unmixed, ("full network", "consensus")),
+    "decentralised alignment displaced the wrong way": (DGA, "local", turned_dga, ("full network", "neighbours")),
+    "tracking displaces nothing": (DGA, "tracked", tracking_own, ("tracking",)),
+    "Local-GD takes directions only": (LocalGD, "local", local_gd_at_one_length, ("Local-GD direction",)),
+    "Local-GD takes one step": (LocalGD, "local", local_gd_one_step, ("Local-GD loss", "Local-GD, not separable")),
+    "Local-GD has no anchor": (LocalGD, "round", local_gd_anchored_at(0.0), ("exact local solutions",)),
+    "Local-GD's anchor stays": (LocalGD, "round", local_gd_anchored_at(0.01), ("exact local solutions",)),
     "FedProx keeps some mu": (FedProx, "local", fedprox_always_near, ("degenerate cases",)),
 }
 
