@@ -143,6 +143,6 @@ def test_a_fixed_setting_takes_the_place_of_a_range(settings: list[str], expecte
     """On a recipe that draws both, as a run and as a sweep set them."""
     local = choose("fedaware", settings, {}).experiment.local
     assert {name: getattr(local, name) for name in expected} == expected
-    pairs = {path: float(value) if "epochs" in path else int(value) for path, value in map(split, settings)}
+    pairs = {path: float(value) if path == "local.epochs" else int(value) for path, value in map(split, settings)}
     swept = Sweep(RECIPES["fedaware"](), {"local.lr": "0.1,0.2"}).with_settings(pairs)
     assert swept.local == local
