@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from raygrad.commands import benchmark, check, doctor, jobs, output, results, show, sweeps, traces, train
+from raygrad.commands import benchmark, check, doctor, jobs, output, results, show, sweeps, traces, train, view
 from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
 _ABOUT = """Distributed and federated learning on Ray, built around gradient alignment.
@@ -21,6 +21,7 @@ Start here
   raygrad run                 train FedGA on handwritten digits, with Ray
   raygrad resume digits       go on where it stopped
   raygrad report digits       tables and pictures
+  raygrad view                look at runs in the browser, live
   raygrad sweep digits --alpha 0.05,0.1,0.2    search settings with Ray Tune
   raygrad list algorithms     what there is, with every field for --set
   raygrad COMMAND --help      more, with examples
@@ -38,6 +39,7 @@ app.command("sweep", rich_help_panel="Train")(sweeps.sweep)
 app.add_typer(jobs.app, name="job", rich_help_panel="On a cluster")
 app.command("doctor", rich_help_panel="On a cluster")(doctor.doctor)
 app.command("report", rich_help_panel="Results")(results.report)
+app.command("view", rich_help_panel="Results")(view.view)
 app.command("export", rich_help_panel="Results")(results.export)
 app.command("digest", rich_help_panel="Results")(results.digest)
 app.command("list", rich_help_panel="Before you train")(show.list_)

@@ -13,7 +13,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,14 @@ def read(run: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table
         except FileNotFoundError:
             break  # A resumed run is removing parts, the newest first: those after this one are gone, too.
     return pa.concat_tables(tables)
+
+
+def newest_first(run: Path, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The parts of a table one by one from its end, for who needs no more than the newest rows. As `read` otherwise."""
+    schema = pa.schema([TABLES[name].field(column) for column in columns])
+    for _, path in reversed(_parts(folder(run, name))):
+        with suppress(FileNotFoundError):  # a resumed run is removing parts
+            yield _fitted(_decoded(path, columns), schema, path)
 
 
 def digest(tables: Mapping[str, pa.Table], tensors: Mapping[str, Tensor | np.ndarray]) -> str:

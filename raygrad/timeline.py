@@ -43,6 +43,10 @@ class Timeline:
         """The attempts that were not answered, and those that were made again."""
         return self._only(np.flatnonzero((self.outcome > 0) | (self.attempt > 1)))
 
+    def first(self, most: int) -> "Timeline":
+        """The first so many attempts."""
+        return self._only(np.arange(min(most, len(self))))
+
     def busy(self, edges: np.ndarray) -> np.ndarray:
         """The share of each stretch between `edges` [b + 1] in which each host worked: [hosts, b]."""
         width = np.diff(edges)

@@ -1,0 +1,231 @@
+"""What each page shows, as plain JSON: everything from the tables and JSON files of the run folders."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raygrad import curves, report, storage, tables, timeline
+from raygrad.errors import BadInput
+from raygrad.report import RunView, leaf
+from raygrad.viewer import charts
+from raygrad.viewer.catalog import Catalog, Row, is_running, trials_of
+
+Json = dict[str, Any]
+
+MAX_CLIENTS, MAX_ROUNDS = 100, 300
+"""More clients and rounds than these share cells of the map of participation."""
+MAX_BARS = 3000
+"""With more attempts than these a timeline shows how busy hosts were."""
+MAX_TROUBLED = 1000
+BUSY_BINS = 240
+MOST_COMPARED = 200
+"""So many runs are compared at once."""
+
+
+def listed(catalog: Catalog, wait_s: float) -> Json:
+    """All runs and sweeps that are known so far."""
+    rows, pending = catalog.rows(wait_s)
+    return {"root": str(catalog.root), "rows": [_row(r) for r in rows], "pending": pending, "note": catalog.fetching}
+
+
+def _row(row: Row) -> Json:
+    return {name: value for name, value in asdict(row).items() if value not in ("", None)}
+
+
+def run(catalog: Catalog, at: str) -> Json:
+    """A run's page without its charts."""
+    folder = catalog.folder(at)
+    v = catalog.view(folder)
+    running = is_running(folder)
+    state = "running" if running else "finished" if v.finished and v.final else "stopped"
+    return {
+        "at": at, "name": v.name, "id": v.id, "hash": v.hash, "state": state,
+        "done": len(v.round), "planned": v.planned,
+        "summary": report.summary_of(v),
+        "axes": [[a, curves.AXES[a]] for a in curves.axes([_alone(v)])],
+        "settings": _settings(v.settings), "where": _settings(v.where), "numerics": _settings(v.numerics),
+        "data": _settings(v.data),
+        "lineage": _lineage(catalog, folder, at),
+        "commands": _commands(catalog, folder, at, v, state),
+    }  # fmt: skip
+
+
+def run_curves(catalog: Catalog, at: str, axis: curves.Axis) -> Json:
+    """A run's curves over an axis."""
+    groups = [_alone(catalog.view(catalog.folder(at)))]
+    return {
+        "learning": [charts.panel(p) for p in curves.learning(groups, axis)],
+        "alignment": [charts.panel(p) for p in curves.alignment(groups, axis)],
+    }
+
+
+def participation(catalog: Catalog, at: str) -> Json:
+    """Clients x rounds: who was asked and what became of it."""
+    folder = catalog.folder(at)
+    v = catalog.view(folder)
+    table = tables.read(folder, "clients", ["round", "client", "outcome"])
+    if not table.num_rows:
+        return {"kinds": []}
+    outcome = table["outcome"].fill_null(timeline.ANSWERED)
+    encoded = outcome.combine_chunks().dictionary_encode()
+    kinds = [str(k) for k in encoded.dictionary.to_pylist()]
+    client, round = table["client"].to_numpy(), table["round"].to_numpy().astype(np.int64)
+    population = max(v.population, int(client.max()) + 1)
+    shape = population, max(int(round.max()), 1)
+    found = charts.counts(
+        client, round - 1, encoded.indices.to_numpy(), kinds, shape, (MAX_CLIENTS, MAX_ROUNDS)
+    )  # fmt: skip
+    found["kinds"].sort(key=lambda k: (k["name"] != timeline.ANSWERED, k["name"]))
+    return found
+
+
+def hosts(catalog: Catalog, at: str, start_s: float | None, end_s: float | None) -> Json:
+    """The timeline of hosts and gangs, or of a stretch of it."""
+    folder = catalog.folder(at)
+    whole = catalog.made("timeline", folder, timeline.timeline)
+    first, last = whole.span
+    window = (first if start_s is None else start_s, last if end_s is None else end_s)
+    if not len(whole) or not window[0] < window[1]:
+        return {"hosts": [], "span": [first, last], "window": list(window)}
+    inside = whole.within(*window)
+    troubled = inside.troubled()
+    edges = np.linspace(*window, BUSY_BINS + 1)
+    few = len(inside) <= MAX_BARS
+    return {
+        "hosts": _by_host(whole), "span": [first, last], "window": list(window), "outcomes": list(whole.outcomes),
+        "attempts": len(inside), "bars": _bars(inside) if few else None,
+        "busy": None if few else [charts.numbers(row) for row in inside.busy(edges)],
+        "edges": None if few else charts.numbers(edges),
+        "troubled": _bars(troubled.first(MAX_TROUBLED)), "troubled_of": len(troubled),
+    }  # fmt: skip
+
+
+def _bars(t: timeline.Timeline) -> Json:
+    """The attempts, column by column."""
+    names = ("host", "start_s", "end_s", "round", "phase", "gang", "attempt", "clients", "outcome")
+    return {name: charts.numbers(getattr(t, name)) for name in names}
+
+
+def _by_host(t: timeline.Timeline) -> list[Json]:
+    """What each host did over the run."""
+    found = []
+    first, last = t.span
+    for h, name in enumerate(t.hosts):
+        mine = t.host == h
+        wall = (t.end_s - t.start_s)[mine]
+        answered = t.outcome[mine] == 0
+        found.append(
+            {
+                "name": name, "attempts": int(mine.sum()), "unanswered": int((~answered).sum()),
+                "busy": round(float(t.busy(np.array([first, last]))[h, 0]), 4) if last > first else 0.0,
+                "median_s": round(float(np.median(wall)), 6),
+                "clients": int(t.clients[mine][answered].sum()),
+            }
+        )  # fmt: skip
+    return found
+
+
+def partition(catalog: Catalog, at: str) -> Json:
+    """Clients x classes."""
+    v = catalog.view(catalog.folder(at))
+    label_counts, examples, validation = report.partition_of(v)
+    if not len(examples):
+        return {"clients": 0}
+    order = np.arange(len(examples))
+    edges = charts.bins(len(examples), MAX_CLIENTS * 2)
+    binned = len(edges) - 1 < len(examples)
+    if binned and label_counts is not None:
+        shares = _shares(label_counts)
+        order = np.lexsort((-shares.max(1), shares.argmax(1)))
+    elif binned:
+        order = np.argsort(-examples, kind="stable")
+    sums = np.add.reduceat(examples[order], edges[:-1])
+    classes = None if label_counts is None else np.add.reduceat(label_counts[order], edges[:-1], axis=0)
+    return {
+        "clients": len(examples), "edges": edges.tolist(), "sorted": binned,
+        "examples": (sums / np.diff(edges)).round(2).tolist(),
+        "shares": None if classes is None else _shares(classes).round(4).tolist(),
+        "names": list(v.class_names),
+        "table": report.partition_table(label_counts, examples, validation),
+    }  # fmt: skip
+
+
+def _shares(label_counts: np.ndarray) -> np.ndarray:
+    """The share of each class in each row [N, C]; of an empty row zeros."""
+    return label_counts / np.maximum(1, label_counts.sum(1, keepdims=True))
+
+
+def compare(catalog: Catalog, ats: Sequence[str], axis: curves.Axis, target: float | None) -> Json:
+    """Runs side by side: groups that differ in more than the seed, with mean and spread."""
+    ats = list(dict.fromkeys(ats))
+    if len(ats) > MOST_COMPARED:
+        raise BadInput(f"{len(ats):,} runs are to be compared; at most {MOST_COMPARED} are at once")
+    views = {at: catalog.view(catalog.folder(at)) for at in ats}
+    if not views:
+        raise BadInput("no runs are chosen; choose some in the list")
+    groups = report.group(list(views.values()))
+    goal, origin = report.chosen_target(groups, target)
+    header, rows = report.comparison_of(groups, goal)
+    keys = list(dict.fromkeys(k for g in groups for k in g.fields))
+    owner = {id(v): g.label for g in groups for v in g.runs}
+    return {
+        "axes": [[a, curves.AXES[a]] for a in curves.axes(groups)],
+        "target": goal, "target_from": origin,
+        "table": {"header": header, "rows": rows},
+        "differences": {
+            "header": ["setting", *(g.label for g in groups)],
+            "rows": [[k, *(leaf(g.fields[k]) if k in g.fields else "" for g in groups)] for k in keys],
+        },
+        "runs": [
+            {
+                "at": at, "group": owner.get(id(v), "not counted: repeats a seed"),
+                "seed": leaf(v.settings.get("seed")), "done": len(v.round), "planned": v.planned,
+                "state": "running" if is_running(v.path) else "finished" if v.finished else "stopped",
+            }
+            for at, v in views.items()
+        ],
+        "learning": [charts.panel(p) for p in curves.learning(groups, axis, goal)],
+        "alignment": [charts.panel(p) for p in curves.alignment(groups, axis)],
+    }  # fmt: skip
+
+
+def _alone(v: RunView) -> report.Group:
+    return report.Group(v.name, {}, (v,))
+
+
+def _settings(settings: report.Settings) -> list[list[str]]:
+    return [[key, leaf(value)] for key, value in settings.items()]
+
+
+def _lineage(catalog: Catalog, folder: Path, at: str) -> Json:
+    """From which run this one was forked, what changed on the way, and its own forks."""
+    record = storage.read_json(folder / "experiment.json")
+    origin = record.get("forked_from")
+    return {
+        "parent": origin if isinstance(origin, dict) else None,
+        "changes": list(record["experiment"].get("changes") or ()),
+        "children": catalog.children(at),
+        "sweep": at.partition("/trials/")[0] if "/trials/" in at else None,
+    }
+
+
+def _commands(catalog: Catalog, folder: Path, at: str, v: RunView, state: str) -> list[list[str]]:
+    """What to type to go on with the run, to repeat it, to report and to cite it."""
+    place = f"{catalog.root}/{at}"
+    run, record = shlex.quote(place), shlex.quote(f"{place}/experiment.json")
+    found = [["repeat", f"raygrad run {record}"]]
+    if state == "stopped":
+        found.insert(0, ["resume", f"raygrad resume {run}"])
+    if state == "finished":
+        found.append(["extend", f"raygrad resume {run} --rounds {2 * v.planned}"])
+    return [*found, *([word, f"raygrad {word} {run}"] for word in ("report", "digest", "cite"))]
+
+
+def sweep(catalog: Catalog, at: str) -> Json:
+    """A sweep's page."""
+    folder = catalog.folder(at, "sweep")
+    return {"at": at, "trials": trials_of(folder)}
