@@ -154,8 +154,12 @@ def _compare(request: web.Request) -> answers.Json:
 
 
 def _plain(answer: _Answer) -> _Handler:
+    """An answer whose ETag is that of its content."""
+
     async def handle(request: web.Request) -> web.StreamResponse:
-        return _json(request, await asyncio.to_thread(answer, request))
+        value = await asyncio.to_thread(answer, request)
+        tag = hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+        return _unchanged(request, tag) or _json(value, tag)
 
     return handle
 
@@ -170,18 +174,21 @@ def _about(kind: Kind, answer: _Answer) -> _Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         tag = await asyncio.to_thread(tagged, request)
-        if any(found.value in (tag, "*") for found in request.if_none_match or ()):
-            return web.Response(status=304, headers={"ETag": f'"{tag}"'})
-        return _json(request, await asyncio.to_thread(answer, request), tag)
+        return _unchanged(request, tag) or _json(await asyncio.to_thread(answer, request), tag)
 
     return handle
 
 
-def _json(request: web.Request, value: Any, tag: str | None = None) -> web.Response:
+def _unchanged(request: web.Request, tag: str) -> web.Response | None:
+    """304 for who has this already."""
+    if any(found.value == tag for found in request.if_none_match or ()):
+        return web.Response(status=304, headers={"ETag": f'"{tag}"'})
+    return None
+
+
+def _json(value: Any, tag: str) -> web.Response:
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    response = web.Response(text=text, content_type="application/json")
-    if tag is not None:
-        response.headers["ETag"] = f'"{tag}"'
+    response = web.Response(text=text, content_type="application/json", headers={"ETag": f'"{tag}"'})
     if len(text) > 1024:
         response.enable_compression()
     return response

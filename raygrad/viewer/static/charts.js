@@ -99,7 +99,7 @@ function short(value) {
 }
 
 const tip = (c) => ({ backgroundColor: c.paper, borderColor: c.muted, textStyle: { color: c.ink }, confine: true });
-const tools = (c, zoom = true) => ({ right: 0, top: -4, iconStyle: { borderColor: c.muted }, feature: { ...(zoom && { dataZoom: { yAxisIndex: "none" }, restore: {} }), saveAsImage: { backgroundColor: c.paper } } });
+const tools = (c, zoom = true) => ({ right: 0, top: -6, itemSize: 13, iconStyle: { borderColor: c.muted }, feature: { ...(zoom && { dataZoom: { yAxisIndex: "none" }, restore: {} }), saveAsImage: { backgroundColor: c.paper } } });
 
 function look(c, index) {
   if (index == null) return { color: c.muted, width: 0.8, type: "solid", opacity: 0.6 };
@@ -107,15 +107,15 @@ function look(c, index) {
 }
 
 function lines(chart, c) {
-  const series = [];
+  const series = [], bands = [];
   for (const curve of chart.curves) {
     const style = look(c, curve.look);
-    if (curve.low) series.push(band(curve, style));
     const few = curve.y.filter((v) => v != null).length <= 2;
     series.push({
       type: "line", name: curve.label || "runs", data: curve.x.map((x, i) => [x, curve.y[i]]), lineStyle: style, itemStyle: { color: style.color },
       showSymbol: few, symbolSize: 6, connectNulls: true, z: curve.look == null ? 1 : 3, silent: curve.look == null,
     });
+    if (curve.low) bands.push(band(curve, style));
   }
   const named = chart.curves.filter((x) => x.look != null && x.label);
   if (chart.line != null && series.length) series.at(-1).markLine = { symbol: "none", silent: true, data: [{ yAxis: chart.line }], lineStyle: { color: c.ink, type: "dotted" }, label: { formatter: `target ${number(chart.line)}`, color: c.ink, position: "insideStartTop" } };
@@ -123,13 +123,13 @@ function lines(chart, c) {
   const log = chart.log && Math.min(...values) > 0 && Math.max(...values) > 20 * Math.min(...values);
   const legend = named.length > 1;
   return {
-    grid: { left: 58, right: 14, top: 22, bottom: legend ? 70 : 44 },
+    grid: { left: 58, right: 14, top: 26, bottom: legend ? 70 : 44 },
     tooltip: { trigger: "axis", ...tip(c), valueFormatter: number },
     toolbox: tools(c),
     legend: legend ? { type: "scroll", bottom: 0, data: named.map((x) => x.label), textStyle: { color: c.ink }, pageTextStyle: { color: c.ink }, pageIconColor: c.ink } : { show: false },
     xAxis: axis(c, chart.x, { type: chart.log_x ? "log" : "value", logBase: 2, min: "dataMin", max: "dataMax" }),
     yAxis: axis(c, "", { type: log ? "log" : "value", scale: true, splitLine: { show: true, lineStyle: { color: c.grid } } }),
-    series,
+    series: [...series, ...bands],
   };
 }
 
@@ -137,7 +137,7 @@ function lines(chart, c) {
 function band(curve, style) {
   const points = curve.x.map((x, i) => [x, curve.low[i], curve.high[i]]).filter((p) => p[1] != null && p[2] != null);
   return {
-    type: "custom", name: curve.label, silent: true, z: 2, tooltip: { show: false }, clip: true, data: points.length ? [[points[0][0], points[0][1]]] : [],
+    type: "custom", silent: true, z: 2, tooltip: { show: false }, clip: true, data: points.length ? [[points[0][0], points[0][1]]] : [],
     renderItem: (_, api) => ({
       type: "polygon", silent: true, style: { fill: style.color, opacity: 0.18 },
       shape: { points: [...points.map((p) => api.coord([p[0], p[2]])), ...points.toReversed().map((p) => api.coord([p[0], p[1]]))] },

@@ -30,7 +30,7 @@ export function start(at) {
     participation.element.hidden = !took.kinds.length;
     if (took.kinds.length) {
       const totals = took.kinds.map((k) => `${k.name} ${k.counts.reduce((a, b) => a + b, 0).toLocaleString("en")}`).join(", ");
-      await participation.show({ ...took, title: "Clients x rounds", x: "round", y: "client", good: "answered", told: `Who took part: ${totals}.` }, `Answers: ${totals}. Blue: answered; orange: asked, but the answer does not count; blank: not asked.`);
+      await participation.show({ ...took, title: "Clients x rounds", x: "round", y: "client", good: "answered", height: Math.min(320, 100 + 16 * took.rows.length), told: `Who took part: ${totals}.` }, `Answers: ${totals}. Blue: answered; orange: asked, but the answer does not count; blank: not asked.`);
     }
     await hosts.refresh();
     const held = await get(api("partition"));
