@@ -7,11 +7,15 @@ BIN := $(VENV)/bin
 # One OpenMP thread per process: hosts are processes, and bits depend on the number of threads.
 export OMP_NUM_THREADS := 1
 
+# Programs without which tests fail instead of being skipped: REQUIRE=chromium,prometheus.
+export REQUIRE ?=
+
 .PHONY: help quickstart install test test-all lint clean
 
 help:
 	@echo "make quickstart   make .venv, install raygrad, run the main job"
 	@echo "make test         make .venv, install, run the tests (at most 15 minutes on two cores)"
+	@echo "                  REQUIRE=chromium,prometheus: where they are missing, tests fail instead of being skipped"
 	@echo "make test-all     the tests that take longer, too"
 	@echo "make lint         format check, lint, types"
 	@echo "make clean        remove .venv and what tools left"

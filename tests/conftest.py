@@ -1,8 +1,9 @@
 """What the tests share: one private Ray per test process, one thread per process, the data beside the repository."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before ray is imported: a local Ray would switch tokens on
@@ -12,7 +13,40 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+PROGRAMS = {"chromium": ("chromium", "chromedriver"), "prometheus": ("prometheus", "promtool")}
+"""What tests may need of the machine, by the name that `make test REQUIRE=...` knows, and its programs."""
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if strange := required() - set(PROGRAMS):
+        raise pytest.UsageError(f"REQUIRE names {', '.join(sorted(strange))}; it knows {', '.join(PROGRAMS)}")
+
+
+def required() -> set[str]:
+    """What REQUIRE names: without it a test fails instead of being skipped."""
+    return set(os.environ.get("REQUIRE", "").replace(",", " ").split())
+
+
+def find(name: str, wanted: set[str]) -> dict[str, str]:
+    """The paths of the programs of `name`. Skips the test if one is missing, or fails it if `name` is `wanted`."""
+    paths = {program: shutil.which(program) for program in PROGRAMS[name]}
+    missing = ", ".join(p for p, path in paths.items() if path is None)
+    if missing and name in wanted:
+        pytest.fail(f"REQUIRE={name}, but there is no {missing} on this machine", pytrace=False)
+    if missing:
+        pytest.skip(f"no {missing} on this machine")
+    return {program: str(path) for program, path in paths.items()}
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], dict[str, str]]:
+    """`require("prometheus")` gives the paths of its programs, by name, or skips the test where one is missing.
+
+    With REQUIRE=prometheus in the environment it fails instead.
+    """
+    return lambda name: find(name, required())
 
 
 @pytest.fixture(scope="session")
