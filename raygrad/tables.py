@@ -16,17 +16,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from raygrad import storage
 from raygrad.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Columns = Mapping[str, "Sequence[Any] | np.ndarray | pa.Array"]
 """Rows given column by column, all of the same length."""
@@ -266,7 +267,7 @@ def newest_first(run: Path, name: str, columns: Sequence[str]) -> Iterator[pa.Ta
             yield _fitted(_decoded(path, columns), schema, path)
 
 
-def digest(tables: Mapping[str, pa.Table], tensors: Mapping[str, Tensor | np.ndarray]) -> str:
+def digest(tables: Mapping[str, pa.Table], tensors: "Mapping[str, Tensor | np.ndarray]") -> str:
     """The sha256, in lower-case hex, of the model's parameters and the rows of bit-stable tables.
 
     Equal rows give equal digests, however they were cut into parts and encoded. Bits count: 0.0 and -0.0 differ, and so
@@ -313,7 +314,7 @@ def _slices(column: pa.ChunkedArray) -> Any:
             yield chunk.slice(start, _DIGEST_ROWS)
 
 
-def _array(tensor: Tensor | np.ndarray) -> tuple[str, np.ndarray]:
+def _array(tensor: "Tensor | np.ndarray") -> tuple[str, np.ndarray]:
     """The name of the dtype and the values; a dtype that numpy lacks (bfloat16) comes as integers of its width."""
     if isinstance(tensor, np.ndarray):
         return tensor.dtype.newbyteorder("=").name, tensor
@@ -321,6 +322,8 @@ def _array(tensor: Tensor | np.ndarray) -> tuple[str, np.ndarray]:
     try:
         return kind, tensor.numpy()
     except TypeError:
+        import torch  # here: readers of tables that take no digest start without it
+
         bits = {1: torch.uint8, 2: torch.int16}[tensor.element_size()]
         return kind, tensor.contiguous().view(bits).numpy()
 

@@ -130,6 +130,13 @@ def test_a_local_run_imports_no_ray(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
+def test_the_viewer_starts_without_torch() -> None:
+    code = (
+        "import sys, raygrad.commands.view, raygrad.viewer.server; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 def test_nothing_in_the_package_imports_jobs_or_dashboards() -> None:
     assert not any({"jobs", "dashboards", "tests"} & outside(p) for p in MODULES)
 

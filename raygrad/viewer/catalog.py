@@ -15,11 +15,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from raygrad import report, runs, storage, tables
+from raygrad import report, storage, tables
 from raygrad.errors import BadInput, RaygradError
 from raygrad.remote import Url
 from raygrad.report import RunView, describe, flatten
-from raygrad.trials import read_trials
 
 T = TypeVar("T")
 Kind = Literal["run", "sweep"]
@@ -192,6 +191,8 @@ class Catalog:
                     yield found.parent
 
     def _fetch_always(self, root: Url) -> None:
+        from raygrad import runs
+
         while True:
             began = monotonic()
             try:
@@ -221,7 +222,9 @@ def started_of(id: str) -> str:
 def run_row(folder: Path, at: str) -> Row:
     """A run's line: from its settings and the newest part of its rounds. Raises BadInput."""
     record = storage.read_json(folder / "experiment.json")
-    settings = flatten(record["experiment"])
+    if not isinstance(experiment := record.get("experiment"), dict):
+        raise BadInput(f'{folder / "experiment.json"} is damaged: expected the settings under "experiment"')
+    settings = flatten(experiment)
     final = folder / "final.json"
     part = "test" if settings.get("evaluation.mode") == "paper" else "validation"
     done, measure, value = _newest(folder, part)
@@ -274,4 +277,6 @@ def sweep_row(folder: Path, at: str) -> Row:
 
 def trials_of(folder: Path) -> Sequence[dict[str, Any]]:
     """The rows of a sweep's trials that are over; none before the first."""
+    from raygrad.trials import read_trials
+
     return read_trials(folder).to_pylist() if (folder / "trials.parquet").is_file() else []
