@@ -192,3 +192,27 @@ def test_the_table_is_sound() -> None:
         assert (m.kind == "counter") == name.endswith("_total")
         assert not {"round", "client", "id", "trial", "run", "sweep"} & set(m.labels)
     assert np.all(np.diff(metrics.SECONDS) > 0) and metrics.SECONDS[0] > 0
+
+
+def test_what_goes_wrong_never_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raygrad.onray import metrics as exporter
+
+    exported: list[Reading] = []
+
+    def export(owner: str, reading: Reading) -> None:
+        exported.append(reading)
+        raise RuntimeError("no Ray is here")
+
+    monkeypatch.setattr(exporter, "_export", export)
+    exporter.record("run", [Reading("raygrad_round", 1), Reading("raygrad_round", 2)])
+    assert len(exported) == 1
+
+
+def test_a_local_run_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raygrad.onray import metrics as exporter
+
+    exported: list[Reading] = []
+    monkeypatch.setattr(exporter, "record", lambda owner, readings: exported.extend(readings))
+    for _ in play(made(tmp_path, 1)):
+        pass
+    assert exported == []
