@@ -7,9 +7,11 @@ There are no callbacks: whoever wants to act between rounds writes a `for`.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from raygrad import checkpoint, mirror, remote, storage, tables
+from raygrad import checkpoint, metrics, mirror, remote, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Measures, Population
 from raygrad.driver import Driver, Executor
@@ -437,21 +439,31 @@ class _Player:
                 tables.folder(self._folder, name), tables.TABLES[name], self._done + 1
             )
         tell = self._stack.enter_context(self._tracked())
+        record, slots = self._recorder(), metrics.Slots()
+        record(metrics.at_start(self._done, self._run.experiment.rounds, e.failures.quorum, time.time()))
         try:
             while self._done < e.rounds:
                 driver = self._scheduled(driver)
                 played = driver.play(self._state, self._done + 1)
+                began = perf_counter()
                 measured = self._measure(driver, played)
+                measure_s = perf_counter() - began
                 with self._interrupts.shielded():
                     round = self._adopt(played, driver.population, *measured)
+                seconds = (measure_s, perf_counter() - began - measure_s)
+                record(metrics.of_round(played, len(driver.population), *measured[:3], *seconds, slots, time.time()))
                 tell(round.index, told(round))
                 yield round
                 driver = self._requested(driver)
             with self._interrupts.shielded():
                 self._save()
             if last:
-                tell(self._done, self._finish(driver))
-        except BaseException:  # whatever it was, what is adopted and asked for is not lost
+                found = self._finish(driver)
+                tell(self._done, found)
+                record(metrics.judged("test", {n.removeprefix("test/"): v for n, v in found.items()}))
+                record([metrics.in_state("finished", time.time())])
+        except BaseException as error:  # whatever it was, what is adopted and asked for is not lost
+            record([metrics.in_state(metrics.state_after(error), time.time())])
             with suppress(Stopped, BadInput):
                 self._requested(driver)
             with suppress(Stopped):
@@ -467,6 +479,14 @@ class _Player:
 
         settings = {**flatten(run.experiment.to_json()), "hash": run.experiment.hash}
         return tracked(kinds, self._folder, run.name, settings, self._done, self._say)
+
+    def _recorder(self) -> Callable[[Iterable[metrics.Reading]], None]:
+        """Exports metrics, where there is a Ray."""
+        if self._run.where.on == "local":
+            return lambda readings: None
+        from raygrad.onray.metrics import record
+
+        return partial(record, self._run.name)
 
     def _scheduled(self, driver: Driver) -> Driver:
         """The driver for the next round, after those left or joined whom the schedule names.
@@ -777,6 +797,7 @@ def open_executor(
                 not started,
                 where.cpus_per_host,
                 lender,
+                folder.parent.name,
             )
         stack.callback(executor.close)
         if recorded is None:

@@ -20,7 +20,9 @@ from ray.exceptions import ObjectLostError, RayTaskError, TaskCancelledError
 from raygrad.errors import RaygradError
 from raygrad.gang import Gang, GangReply, Phase
 from raygrad.hosts import HostRange
+from raygrad.metrics import Reading
 from raygrad.onray.loss import unreachable
+from raygrad.onray.metrics import record
 from raygrad.onray.pool import LOST, Pool, wait
 from raygrad.onray.schedule import IN_FLIGHT, Call, Host, Job, Schedule
 from raygrad.onray.start import Lender
@@ -33,6 +35,8 @@ TRIES = 12
 """... or so many tries come to nothing, whatever the reason: objects may be lost, or hosts die at other gangs."""
 SMALL_PHASE = 256 * 2**10
 """Up to so many bytes a phase goes along with each call: a put and its fetches cost more than sending it twice."""
+RECORD_S = 0.5
+"""Between two exports of how much is under way."""
 LOOK_S = 1.0
 """Between two looks for hosts that hang."""
 REMEMBERED = 16
@@ -56,7 +60,7 @@ class RayExecutor:
     `hosts` is as in `Where`. `numerics` is what an earlier part of the run recorded, if there was one. `made` are host
     actors to use first; a `lender` has more of them, and is given back what is idle at the end. With `joined` this Ray
     was not started for the run: the user's own modules travel along, for hosts that cannot import them, and elastic
-    hosts ask the cluster's autoscaler for room.
+    hosts ask the cluster's autoscaler for room. `run` is the run's name, for its metrics.
     """
 
     def __init__(
@@ -70,7 +74,9 @@ class RayExecutor:
         joined: bool = True,
         cpus_per_host: float = 1.0,
         lender: Lender | None = None,
+        run: str = "run",
     ) -> None:
+        self._run_name, self._record_s = run, 0.0
         self._lender = lender
         if lender is not None:
             made = [*made, *lender.take(HostRange.of(hosts).fewest)]
@@ -132,6 +138,8 @@ class RayExecutor:
         if self._lender is not None:
             self._lender.give(self.pool.release())
         self.pool.close()
+        self._record_s = 0.0
+        self._record()
 
     # --- one phase --------------------------------------------------------------------------------------------------
 
@@ -155,6 +163,7 @@ class RayExecutor:
                 schedule.unread = 0 if exhausted else max(0, self._gangs_of.get(work, 0) - read)
                 self.pool.tend(max(read + (not exhausted), *self._gangs, 0))
                 self._submit()
+                self._record()
                 if self._news:
                     yield from self._told()
                 if not self._unanswered and exhausted:
@@ -172,6 +181,21 @@ class RayExecutor:
             for call in self._calls.values():
                 self._give_up(call)
             self._left_s = perf_counter()
+
+    def _record(self) -> None:
+        """Export how much is under way, now and then, and which hosts were lost since."""
+        now = perf_counter()
+        if now < self._record_s:
+            return
+        self._record_s = now + RECORD_S
+        lost, self.pool.lost = self.pool.lost, []
+        values = {
+            "raygrad_hosts_ready": len(self.pool.ready),
+            "raygrad_gangs_in_flight": sum(c.wanted for c in self._calls.values()),
+            "raygrad_gangs_waiting": len(self._schedule.waiting),
+        }
+        record(self._run_name, [Reading(name, value) for name, value in values.items()])
+        record(self._run_name, [Reading("raygrad_hosts_lost_total", 1, {"machine": m or "unknown"}) for m in lost])
 
     def _begin(self, phase: Phase) -> None:
         number = phase.number
@@ -306,6 +330,7 @@ class RayExecutor:
     def _bury(self, host: Host) -> None:
         if host in self.pool.hosts:
             host.died_at = host.calls[0]
+            self.pool.lost.append(host.machine)
             self.pool.bury(host)
             self._schedule.gone(host)
 

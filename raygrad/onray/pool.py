@@ -58,6 +58,7 @@ class Pool:
     ) -> None:
         self.hosts: list[Host] = []
         self.hellos: dict[Any, Host] = {}
+        self.lost: list[str] = []  # machines of hosts that died since they were counted, "" if it never said hello
         self.numerics: dict[str, str] | None = dict(numerics) if numerics else None
         self.odd_hosts: dict[str, str] = {}
         self._range, self._gpus, self._strict = hosts, gpus_per_host, strict
@@ -120,6 +121,7 @@ class Pool:
             name, numerics = ray.get(ref)
         except LOST as e:
             self._failed_starts += 1
+            self.lost.append("")
             self.bury(host)
             # First at once, then after 1 s, 2 s, 4 s and so on, each time for about as many as there should be.
             times = self._failed_starts // max(1, self._wanted)

@@ -35,8 +35,10 @@ from raygrad import population, remote, runs, space, sweep, trial
 from raygrad import run as engine
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
+from raygrad.metrics import of_sweep
 from raygrad.onray.cluster import connected
 from raygrad.onray.executor import ship_by_value
+from raygrad.onray.metrics import record
 from raygrad.onray.start import Lender
 from raygrad.remote import Url
 from raygrad.sweep import Book, LoadedSweep, Maker, Point, Say, Sweep
@@ -47,6 +49,8 @@ REDUCTION = 3
 RUNGS = 3
 """So many times ASHA compares before the budget is spent."""
 _OWN_TYPE = re.compile(r"node_[0-9a-f]{56}")
+RECORD_S = 1.0
+"""Between two exports of how many trials are in which state."""
 LINE_S = 30.0
 """At least so often a line says how far the sweep is."""
 
@@ -563,7 +567,7 @@ def _fit(
     start = SweepStart(loaded.at, s, loaded.where, maker.unit, at_once)
     _ship(s.experiment)
     signals = _Signals()
-    watcher = _Watcher(s, points, book, signals, total, over, say)
+    watcher = _Watcher(s, points, book, signals, total, over, say, loaded.name)
     # HyperBand halves brackets: it has to know all trials from the beginning, those that wait for room as well.
     known = {"TUNE_MAX_PENDING_TRIALS_PG": str(total)} if s.scheduler == "hyperband" else {}
     with _quiet(known), signals.passed_on():
@@ -611,8 +615,10 @@ class _Watcher(tune.Callback):
     """Writes down what becomes of trials, and says so. Tune calls it."""
 
     def __init__(
-        self, s: Sweep, points: Points, book: Book, signals: "_Signals", total: int, over: int, say: Say
+        self, s: Sweep, points: Points, book: Book, signals: "_Signals", total: int, over: int, say: Say, name: str
     ) -> None:
+        self._name, self._record_s = name, 0.0
+        self._outcomes: dict[str, int] = {}
         self._sweep, self._points, self._book, self._signals = s, points, book, signals
         self._total, self._before, self._say = total, over, say
         self.ended: set[str] = set()
@@ -623,6 +629,8 @@ class _Watcher(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A signal that came before Tune listened is passed on now."""
         self._signals.pass_on()
+        if monotonic() >= self._record_s:
+            self._record(trials)
         if monotonic() - self._said_s >= LINE_S:
             running = sum(t.status == "RUNNING" for t in trials)
             waiting = "" if running else f": waiting for room, a trial needs {self._sweep.hosts_per_trial} CPU at once"
@@ -639,6 +647,7 @@ class _Watcher(tune.Callback):
         else:
             self._close(point, outcome, last.get("message", ""), last.get("culprit", -1))
             value = self._book.value(point)
+        self._count(outcome)
         shown = f" · {self._sweep.measure} {value:.4g}" if value is not None and outcome != "diverged" else ""
         at = f" after {last['communications']} communications" if "communications" in last else ""
         best = self._noted(point, value) if outcome in ("finished", "time") and point.role == "search" else ""
@@ -651,6 +660,7 @@ class _Watcher(tune.Callback):
         why = _why(trial.get_error())
         self.ended.add(trial.trial_id)
         self._close(point, "failed", why)
+        self._count("failed")
         self._line(f"{self._over} of {self._total} · {_shown(point)} · failed ({why})")
 
     def _close(self, point: Point, outcome: str, message: str = "", culprit: int = -1) -> None:
@@ -660,6 +670,22 @@ class _Watcher(tune.Callback):
         except Stopped as e:
             self.stopped = self.stopped or e
             self._signals.stop()
+
+    def _count(self, outcome: str) -> None:
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+        self._record_s = 0.0
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Nothing runs any more."""
+        self._record(trials)
+
+    def _record(self, trials: list[Any]) -> None:
+        """Export how many trials are in which state."""
+        self._record_s = monotonic() + RECORD_S
+        running = sum(t.status == "RUNNING" and t.trial_id not in self.ended for t in trials)
+        waiting = max(0, self._total - self._over - running)
+        states = {"earlier": self._before, "running": running, "waiting": waiting, **self._outcomes}
+        record(self._name, of_sweep(self._total, states, None if self._best is None else self._best[0]))
 
     @property
     def _over(self) -> int:
