@@ -25,13 +25,26 @@ def error(error: RaygradError) -> None:
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Inside, errors are printed as soon as they come: what follows, as shutting Ray down, may take seconds."""
+def errors(as_json: bool = False) -> Iterator[None]:
+    """Inside, errors are printed as soon as they come: what follows, as shutting Ray down, may take seconds.
+
+    With `as_json` also as an object on stdout.
+    """
     try:
         yield
     except RaygradError as e:
         error(e)
+        if as_json:
+            notes = list(getattr(e, "__notes__", ()))
+            record("error", message=" ".join(str(e).split()), notes=notes, exit_code=e.exit_code)
         raise typer.Exit(e.exit_code) from e
+
+
+def record(event: str, **values: object) -> None:
+    """A JSON object on a line of its own on stdout."""
+    from raygrad.progress import JsonLines
+
+    JsonLines(sys.stdout).event({"event": event, **values})
 
 
 def line(text: str) -> None:
