@@ -2,7 +2,7 @@
 
 All of it goes through the standard `logging`. Modules log to `logging.getLogger(__name__)`, below the logger `raygrad`;
 `about` says which run and round it is about, and `Context` puts that into the records. Steps are records of the logger
-`raygrad.progress`, which drops them unless somebody listens.
+`raygrad.steps`, which drops them unless somebody listens.
 """
 
 import logging
@@ -19,7 +19,7 @@ WINDOW_S = 10.0
 """So long after a line its repeats are folded..."""
 ALIKE = 5
 """... and so many that are made from the same pattern, as of several hosts, pass within it."""
-_ROOT, _STEPS = logging.getLogger("raygrad"), logging.getLogger("raygrad.progress")
+_ROOT, _STEPS = logging.getLogger("raygrad"), logging.getLogger("raygrad.steps")
 _STEPS.propagate = False
 
 

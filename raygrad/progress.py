@@ -107,10 +107,18 @@ class Pace:
 
 
 def more(step: Step) -> list[str]:
-    """The further numbers of a step as short texts; those that are 0 or None are left out."""
-    return [
-        f"{value} {name}" if isinstance(value, int) else f"{name} {value}" for name, value in step.more.items() if value
-    ]
+    """The further numbers of a step as short texts, without counts of 0. Names with _ are for programs."""
+    shown = []
+    for name, value in step.more.items():
+        if "_" in name:
+            continue
+        if isinstance(value, float):
+            shown.append(f"{name} {value:.4g}")
+        elif isinstance(value, str):
+            shown.append(f"{name} {value}")
+        elif value:
+            shown.append(f"{value:,} {name}")
+    return shown
 
 
 class Reading:
@@ -274,7 +282,7 @@ class JsonLines:
     def __init__(self, out: TextIO, brief: bool = False, clock: Callable[[], float] = monotonic) -> None:
         """With `brief` only what a command ends with, and log lines."""
         self._out, self._brief, self._clock = out, brief, clock
-        self._pace, self._next_s, self._told = Pace(clock), 0.0, False
+        self._pace, self._next_s, self._told = Pace(clock), 0.0, Step("", 0, 0)
 
     def say(self, line: str) -> None:
         self.event({"event": "note", "text": line})
@@ -288,10 +296,11 @@ class JsonLines:
     def step(self, step: Step) -> None:
         now, over = self._clock(), step.done >= step.of
         if step.what != self._pace.what:
-            self._next_s, self._told = now + STEP_S, False
+            self._next_s = now + STEP_S
         self._pace.take(step)
-        if now >= self._next_s or (over and self._told):
-            self._next_s, self._told = now + STEP_S, not over
+        news, begun = step != self._told, step.what == self._told.what
+        if (news and (now >= self._next_s or (over and begun))) or now >= self._next_s + LONGEST_PAUSE_S:
+            self._next_s, self._told = now + STEP_S, step
             known = {"what": step.what, "done": step.done, "of": step.of, "unit": step.unit}
             self.event({"event": "progress", **known, **step.more, "left_s": self._pace.seconds_left})
 
