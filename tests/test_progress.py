@@ -163,7 +163,7 @@ def test_a_run_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> None
 
 
 def test_errors_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
-    out, err = said(capsys, "run", *QUICK, "--json", "--alpha", "1e30", "--shard-root", str(shards), code=3)
+    out, err = said(capsys, "run", *QUICK, "--json", "--alpha", "3e38", "--shard-root", str(shards), code=3)
     last = events(out)[-1]
     assert (last["event"], last["exit_code"]) == ("error", 3) and "not finite" in last["message"]
     assert err.startswith("raygrad: ") and last["notes"]
@@ -172,7 +172,7 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> Non
 
 
 def test_clients_that_are_left_out_are_logged_and_folded(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
-    diverging = [*QUICK, "--shard-root", str(shards), "--alpha", "1e30", "--set", "failures.nan=skip",
+    diverging = [*QUICK, "--shard-root", str(shards), "--alpha", "3e38", "--set", "failures.nan=skip",
                  "--set", "failures.quorum=0"]  # fmt: skip
     _, err = said(capsys, "run", *diverging)
     first, folded = err.splitlines()

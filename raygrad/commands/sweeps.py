@@ -254,8 +254,8 @@ def _record(loaded: "LoadedSweep") -> None:
         for head in sweep_report.best(loaded)
     ]  # fmt: skip
     output.record(
-        "summary", sweep=f"{loaded.name}/{loaded.folder.name}", at=str(loaded.url or loaded.folder.resolve()), metric=loaded.sweep.measure,
-        runs={o: outcomes.count(o) for o in dict.fromkeys(outcomes)}, best=best,
+        "summary", sweep=f"{loaded.name}/{loaded.folder.name}", at=str(loaded.url or loaded.folder.resolve()),
+        metric=loaded.sweep.measure, runs={o: outcomes.count(o) for o in dict.fromkeys(outcomes)}, best=best,
         trials=str(loaded.folder.resolve() / "trials.parquet"), report=str(sweep_report.publish(loaded)),
     )  # fmt: skip
 

@@ -420,7 +420,8 @@ def summary_json(run: "LoadedRun") -> dict[str, Any]:
     v, path = view(run.folder), run.folder / "final.json"
     final = storage.read_json(path) if path.is_file() else None
     return {
-        "run": v.title, "at": str(run.url or run.folder.resolve()), "hash": v.hash, "rounds": len(v.round), "of": v.planned,
+        "run": v.title, "at": str(run.url or run.folder.resolve()), "hash": v.hash,
+        "rounds": len(v.round), "of": v.planned,
         "communications": int(v.communications[-1]) if len(v.round) else 0,
         "bytes_down": int(v.bytes_down[-1]) if len(v.round) else 0,
         "bytes_up": int(v.bytes_up[-1]) if len(v.round) else 0,
