@@ -162,6 +162,19 @@ def test_a_run_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> None
     assert (only["event"], only["rounds"]) == ("summary", 5)
 
 
+def test_runs_and_sweeps_are_listed_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
+    said(capsys, "run", *QUICK, "--quiet", "--shard-root", str(shards))
+    said(capsys, "run", *QUICK, "--quiet", "--shard-root", str(shards), "--name", "b")
+    run = load("b")
+    next((run.folder / "rounds").glob("*.parquet")).write_bytes(b"no table")
+    damaged, whole = events(said(capsys, "list", "runs", "--json")[0])
+    assert (damaged["run"], damaged["state"]) == (f"b/{run.folder.name}", "damaged") and damaged["message"]
+    assert (whole["state"], whole["rounds"], whole["settings"]["algorithm.kind"]) == ("finished", 4, "fedga")
+    assert 0 <= whole["accuracy"] <= 1
+    assert said(capsys, "list", "sweeps", "--json") == ("", "")
+    assert "runs and sweeps" in said(capsys, "list", "models", "--json", code=2)[1]
+
+
 def test_errors_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
     out, err = said(capsys, "run", *QUICK, "--json", "--alpha", "3e38", "--shard-root", str(shards), code=3)
     last = events(out)[-1]

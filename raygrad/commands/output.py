@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,17 @@ def record(event: str, **values: object) -> None:
 def line(text: str) -> None:
     """One line as it is, never wrapped or coloured."""
     print(text)
+
+
+@contextmanager
+def busy() -> Iterator[Callable[[str], None]]:
+    """A function that is told what is going on; on a terminal that is shown until the next line, elsewhere nothing."""
+    console = Console()
+    if not console.is_terminal:
+        yield lambda what: None
+        return
+    with console.status("") as status:
+        yield lambda what: status.update(Text(f"{what} …", style="dim"))
 
 
 def verdict(ok: bool, name: str, detail: str) -> None:
