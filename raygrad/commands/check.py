@@ -91,7 +91,7 @@ def verify_algorithm(reference: str, on_ray: bool) -> None:
         for check in suite.suite(reference, on_ray=on_ray):
             checks += 1
             failed += not check.ok
-            output.verdict(check.ok, check.name, check.detail)
+            output.verdict(check.ok, check.name, check.detail, doing.console)
             doing(f"check {checks + 1}")
     if failed:
         raise CheckFailed(f"{failed} of {checks} checks failed for {reference}")
@@ -139,7 +139,7 @@ def verify_faults(
             failed += not trial.ok
             missed += trial.missed
             plan = "; ".join(map(str, trial.plan))
-            output.verdict(trial.ok, f"plan {trial.number}", f"{plan}: {trial.detail}")
+            output.verdict(trial.ok, f"plan {trial.number}", f"{plan}: {trial.detail}", doing.console)
             doing(f"plan {min(trial.number + 1, plans)} of {plans}")
     if failed:
         raise CheckFailed(f"{failed} of {plans} plans of seed {seed} left what they must not")

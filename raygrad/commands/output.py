@@ -3,12 +3,13 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -52,21 +53,32 @@ def line(text: str) -> None:
     print(text)
 
 
+class Busy:
+    """Told what is going on, it shows it below the `console`'s lines on a terminal, and nothing elsewhere."""
+
+    def __init__(self, console: Console, status: Status | None) -> None:
+        self.console, self._status = console, status
+
+    def __call__(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(Text(f"{what} …", style="dim"))
+
+
 @contextmanager
-def busy() -> Iterator[Callable[[str], None]]:
-    """A function that is told what is going on; on a terminal that is shown until the next line, elsewhere nothing."""
-    console = Console()
+def busy() -> Iterator[Busy]:
+    """Around something that takes its time and prints a line now and then."""
+    console = Console(highlight=False)
     if not console.is_terminal:
-        yield lambda what: None
+        yield Busy(console, None)
         return
     with console.status("") as status:
-        yield lambda what: status.update(Text(f"{what} …", style="dim"))
+        yield Busy(console, status)
 
 
-def verdict(ok: bool, name: str, detail: str) -> None:
+def verdict(ok: bool, name: str, detail: str, console: Console) -> None:
     """A check and how it went."""
     mark = Text("ok    ", style="green") if ok else Text("FAILED", style="bold red")
-    Console(highlight=False).print(Text.assemble(mark, "  ", f"{name}  ", (detail, "dim")), soft_wrap=True)
+    console.print(Text.assemble(mark, "  ", f"{name}  ", (detail, "dim")), soft_wrap=True)
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> None:
