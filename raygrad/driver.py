@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raygrad import asynchronous
+from raygrad import asynchronous, logs
 from raygrad.contract import (
     Algorithm,
     Ask,
@@ -83,6 +83,16 @@ class Collected:
     states: list[tuple[np.ndarray, Arrays]]
     failed: dict[int, str]  # client -> outcome
     operations: list[Operation]
+
+
+_DOING = {"round": "training", "validation": "evaluating", "test": "evaluating on the test set", "probe": "probing"}
+
+
+def _tell(phase: Phase, done: int, of: int) -> None:
+    """Say how far a phase is."""
+    kind, round = phase.conversation
+    what = f"{_DOING.get(kind, kind)}, round {round}" + (f", phase {phase.number + 1}" if phase.number else "")
+    logs.step(what, done, of, "batches" if phase.part == "test" else "clients")
 
 
 @dataclass(frozen=True)
@@ -341,11 +351,13 @@ class Driver:
             todo, cleared = [g for g in gangs if len(g.working)], set[int]()
             while todo:
                 answers: dict[int, GangReply] = {}
+                members = {g.index: len(g.working) for g in todo}
                 for done in self.executor.run(phase, map(self._with_states, todo)):
                     operations.append(replace(done.operation, work=phase.work.__name__))
                     if done.reply is None:
                         continue
                     answers[done.gang] = replace(done.reply, totals={})
+                    _tell(phase, sum(members[i] for i in answers), sum(members.values()))
                     if done.reply.failure is None:
                         tree.add(leaf[done.gang], done.reply.totals)
                 again = []

@@ -198,7 +198,8 @@ def _copy(url: Url, folder: Path, commit: Commit, tensors: bool) -> set[str]:
         lost.add(path)
         storage.remove(target)
 
-    remote.each(copy, [path for path in commit.files if tensors or not path.startswith("checkpoints/")])
+    wanted = {p: entry.bytes for p, entry in commit.files.items() if tensors or not p.startswith("checkpoints/")}
+    remote.each(copy, wanted, f"fetching {url.name}")
     return lost
 
 
@@ -234,7 +235,11 @@ class Mirror:
         commit = Commit(before.number + 1, self._lease.token if self._lease else "", files)
         there = before.keys
         new = [path for path, e in files.items() if e.text is None and e.key(path) not in there]
-        remote.each(lambda path: remote.upload(self.folder / path, self.url / FILES / files[path].key(path)), new)
+        sizes = {path: files[path].bytes for path in new}
+        remote.each(
+            lambda path: remote.upload(self.folder / path, self.url / FILES / files[path].key(path)), sizes,
+            f"saving {self.url.name}",
+        )  # fmt: skip
         remote.again(lambda: self._put(commit))
         self._committed = commit
         self._unneeded |= there

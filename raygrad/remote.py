@@ -7,12 +7,13 @@ what a user sees of it.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
-from raygrad import storage
+from raygrad import logs, storage
 from raygrad.errors import BadInput, Stopped
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+_LOG = logging.getLogger(__name__)
 DELAYS_S: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """The pauses between the attempts of a request, in a run."""
 SHORT_DELAYS_S: tuple[float, ...] = (0.5, 1.0)
@@ -206,6 +208,7 @@ def _tried(url: Url, doing: str, act: Callable[[], T], patience: Patience) -> T:
             if delay is None:
                 tries = f" ({number} attempts in {time.monotonic() - began:.0f} s)" if delays else ""
                 raise Unreachable(f"{url} cannot be {doing}: {why}{tries}", passes=True) from e
+            _LOG.warning("%s cannot be %s: %s; trying again in %g s", url, doing, why, delay)
         time.sleep(delay)
     raise AssertionError
 
@@ -224,6 +227,7 @@ def again(act: Callable[[], T]) -> T:
                 raise
             if delay is None:
                 raise Unreachable(f"{e.what} ({number} attempts in {time.monotonic() - began:.0f} s)", True) from e
+            _LOG.warning("%s; trying again in %g s", e.what, delay)
         time.sleep(delay)
     raise AssertionError
 
@@ -428,15 +432,21 @@ def age_s(url: Url) -> float:
         remove(now, patience="short")
 
 
-def each(act: Callable[[T], object], items: Iterable[T]) -> None:
-    """`act(item)` for all items, a few at once. The first error is raised when those under way have ended."""
+def each(act: Callable[[T], object], sizes: Mapping[T, int], what: str) -> None:
+    """`act(item)` for all items, a few at once. The first error is raised when those under way have ended.
+
+    `sizes` are their bytes; `what` is done with them, and how far it is is told.
+    """
+    done, total = 0, sum(sizes.values())
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(act, item) for item in items]
+        futures = {item: pool.submit(act, item) for item in sizes}
         try:
-            for future in futures:
+            for item, future in futures.items():
                 future.result()
+                done += sizes[item]
+                logs.step(what, done, total, "bytes")
         finally:
-            for future in futures:
+            for future in futures.values():
                 future.cancel()
 
 

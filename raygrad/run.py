@@ -6,11 +6,12 @@
 There are no callbacks: whoever wants to act between rounds writes a `for`.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from raygrad import checkpoint, metrics, mirror, remote, storage, tables
+from raygrad import checkpoint, logs, metrics, mirror, remote, storage, tables
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Measures, Population
 from raygrad.driver import Driver, Executor
@@ -53,6 +54,15 @@ from raygrad.tracking import check as check_trackers
 
 if TYPE_CHECKING:
     from raygrad.onray.start import EarlyStart, Lender
+
+
+_LOG = logging.getLogger(__name__)
+_FAILED = {
+    REJECTED: "an update was not finite",
+    DAMAGED: "their shards are damaged",
+    KILLER: "every host that runs them dies",
+}
+"""The outcomes that are logged, with what happened."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,27 @@ class Round:
     def save(self) -> None:
         """Write a checkpoint of the run as it stands now, besides those that the experiment asks for."""
         self._save()
+
+    def to_json(self) -> dict[str, Any]:
+        """Its numbers as a JSON object, without the model."""
+        known = ("train_loss", "validation", "test", "communications", "bytes_down", "bytes_up", "virtual_s", "wall_s",
+                 "elapsed_s", "answered")  # fmt: skip
+        alignment = None if self.alignment is None else asdict(self.alignment)
+        return {
+            "run": self.run, "round": self.index, "of": self.of, "clients": len(self.clients),
+            **{n: getattr(self, n) for n in known}, "alignment": alignment, "algorithm": dict(self.algorithm),
+        }  # fmt: skip
+
+    @property
+    def run(self) -> str:
+        """The run's name/id."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from raygrad.notebook import round_html
+
+        return round_html(self)
 
 
 @dataclass(frozen=True)
@@ -399,6 +430,7 @@ class _Player:
         self._early, self._injector, self._lender, self._mirror = early, injector, lender, held
         self._run, self._plan, self._experiment, self._say = run, plan, plan.experiment, say
         self._folder, self._began = run.folder, perf_counter()
+        self._name = f"{run.name}/{run.folder.name}"
         self._store = StateStore(run.folder / ".states", plan.client_state, run.where.state_limit_bytes)
         stack.callback(self._store.close)
         initial = plan.start()
@@ -423,11 +455,12 @@ class _Player:
             return
         check_tables(self._folder, self._done)
         self._stack.enter_context(self._interrupts.installed())
-        executor = self._stack.enter_context(
-            open_executor(
-                self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early, self._lender
+        with logs.about(self._name):
+            executor = self._stack.enter_context(
+                open_executor(
+                    self._plan, self._run.where, self._folder, self._interrupts, self._say, self._early, self._lender
+                )
             )
-        )
         e, injector = self._experiment, self._injector
         if injector is not None:
             executor = injector.wrap(executor, self._folder)
@@ -443,23 +476,26 @@ class _Player:
         record(metrics.at_start(self._done, self._run.experiment.rounds, e.failures.quorum, time.time()))
         try:
             while self._done < e.rounds:
-                driver = self._scheduled(driver)
-                played = driver.play(self._state, self._done + 1)
-                began = perf_counter()
-                measured = self._measure(driver, played)
-                measure_s = perf_counter() - began
-                with self._interrupts.shielded():
-                    round = self._adopt(played, driver.population, *measured)
-                seconds = (measure_s, perf_counter() - began - measure_s)
-                record(metrics.of_round(played, len(driver.population), *measured[:3], *seconds, slots, time.time()))
-                tell(round.index, told(round))
+                with logs.about(self._name, self._done + 1):
+                    driver = self._scheduled(driver)
+                    played = driver.play(self._state, self._done + 1)
+                    began = perf_counter()
+                    measured = self._measure(driver, played)
+                    measure_s = perf_counter() - began
+                    with self._interrupts.shielded():
+                        round = self._adopt(played, driver.population, *measured)
+                    spent = (measure_s, perf_counter() - began - measure_s)
+                    record(metrics.of_round(played, len(driver.population), *measured[:3], *spent, slots, time.time()))
+                    _note(played)
+                    tell(round.index, told(round))
                 yield round
                 driver = self._requested(driver)
             with self._interrupts.shielded():
                 self._save()
             if last:
-                found = self._finish(driver)
-                tell(self._done, found)
+                with logs.about(self._name):
+                    found = self._finish(driver)
+                    tell(self._done, found)
                 record(metrics.judged("test", {n.removeprefix("test/"): v for n, v in found.items()}))
                 record([metrics.in_state("finished", time.time())])
         except BaseException as error:  # whatever it was, what is adopted and asked for is not lost
@@ -704,6 +740,17 @@ def told(round: Round) -> dict[str, float | None]:
     if round.alignment is not None:
         found |= {f"alignment/{f.name}": getattr(round.alignment, f.name) for f in fields(round.alignment)}
     return found
+
+
+def _note(played: Played) -> None:
+    """Log a round that is over, and the clients that failed in it."""
+    fates = played.talk.fates
+    for outcome, why in _FAILED.items():
+        if len(clients := fates.clients[fates.outcome == outcome]):
+            shown = ", ".join(map(str, clients[:10].tolist())) + (" …" if len(clients) > 10 else "")
+            _LOG.warning("%d of %d clients left out, %s: %s", len(clients), played.talk.asked, why, shown)
+    answered, late = (int((fates.outcome == outcome).sum()) for outcome in (ANSWERED, LATE))
+    _LOG.info("done in %.3g s: %d clients answered, %d late", played.wall_s, answered, late)
 
 
 def _get(values: dict[str, float] | None, name: str) -> float | None:

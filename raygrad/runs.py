@@ -193,6 +193,12 @@ class LoadedRun:
             raise BadInput(f"{self.folder} has no checkpoint yet; `raygrad resume` starts it again from the beginning")
         return found
 
+    def _repr_html_(self) -> str:
+        """A small table and the learning curves, for notebooks."""
+        from raygrad.notebook import run_html
+
+        return run_html(self.folder)
+
     def module(self) -> "nn.Module":
         """The trained model in evaluation mode, on the CPU, with its buffers."""
         import torch

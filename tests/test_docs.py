@@ -66,6 +66,7 @@ def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("page", "found"), [
     ("stragglers.md", {"present": [10, 10, 8, 8, 9, 9], "len(clients)": 13, "closing.counts.sum()": 10}),
     ("sampling.md", {"set(cohort.clients % 2)": {1}, "len(cohort)": 4}),
+    ("progress.md", {"last": 4}),
     ("sweeps.md", {"list(search.dimensions)": ["algorithm.lr", "algorithm"], "search.fresh_seeds": (3, 4, 5)}),
 ])  # fmt: skip
 def test_python_blocks_run(

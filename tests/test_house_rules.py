@@ -40,11 +40,12 @@ def outside(path: Path) -> set[str]:
     return {m.split(".")[0] for m in imports(path)} - {"raygrad"} - set(sys.stdlib_module_names)
 
 
-BASE = {"raygrad.errors", "raygrad.naming", "raygrad.rng", "raygrad"}
+BASE = {"raygrad.errors", "raygrad.logs", "raygrad.naming", "raygrad.rng", "raygrad"}
 # What each core module may import of raygrad, and of others.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "raygrad.errors": (set(), set()),
     "raygrad.naming": ({"raygrad.errors"}, set()),
+    "raygrad.logs": ({"raygrad.errors"}, set()),
     "raygrad.hosts": ({"raygrad.errors"}, set()),
     "raygrad.rng": (set(), {"numpy"}),
     "raygrad.space": (BASE, set()),

@@ -86,10 +86,13 @@ def verify_algorithm(reference: str, on_ray: bool) -> None:
     from raygrad import verify as suite
 
     failed = checks = 0
-    for check in suite.suite(reference, on_ray=on_ray):
-        checks += 1
-        failed += not check.ok
-        output.verdict(check.ok, check.name, check.detail)
+    with output.busy() as doing:
+        doing("check 1")
+        for check in suite.suite(reference, on_ray=on_ray):
+            checks += 1
+            failed += not check.ok
+            output.verdict(check.ok, check.name, check.detail, doing.console)
+            doing(f"check {checks + 1}")
     if failed:
         raise CheckFailed(f"{failed} of {checks} checks failed for {reference}")
     output.line(f"all {checks} checks hold for {reference}")
@@ -99,7 +102,11 @@ def verify_theory() -> None:
     """One row per statement of `raygrad.theory`. Raises CheckFailed if one fails."""
     from raygrad.theory import STATEMENTS
 
-    verdicts = [(s, s.verdict()) for s in STATEMENTS]
+    verdicts = []
+    with output.busy() as doing:
+        for i, statement in enumerate(STATEMENTS, 1):
+            doing(f"statement {i} of {len(STATEMENTS)}: {statement.name}")
+            verdicts.append((statement, statement.verdict()))
     output.table(
         ("statement", "predicted", "measured", "has to fail", "verdict"),
         [(s.name, s.predicted, v.measured, v.broken, "ok" if v.ok else "FAILED") for s, v in verdicts],
@@ -122,6 +129,8 @@ def verify_faults(
     failed = missed = 0
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raygrad-faults-"))
+        doing = stack.enter_context(output.busy())
+        doing("the run to which nothing happens")
         if where.on == "ray":
             from raygrad.onray.cluster import connected
 
@@ -130,7 +139,8 @@ def verify_faults(
             failed += not trial.ok
             missed += trial.missed
             plan = "; ".join(map(str, trial.plan))
-            output.verdict(trial.ok, f"plan {trial.number}", f"{plan}: {trial.detail}")
+            output.verdict(trial.ok, f"plan {trial.number}", f"{plan}: {trial.detail}", doing.console)
+            doing(f"plan {min(trial.number + 1, plans)} of {plans}")
     if failed:
         raise CheckFailed(f"{failed} of {plans} plans of seed {seed} left what they must not")
     but = f"; {missed} of their faults never happened" if missed else ""

@@ -118,5 +118,19 @@ Track = Annotated[
         rich_help_panel=OUTPUT, show_default=False,
     ),
 ]  # fmt: skip
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON object a line and nothing else; with --quiet the last one only.",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option(
+        "--log-level", help="From which level on log lines are shown, here and by hosts.", rich_help_panel=OUTPUT,
+        envvar="RAYGRAD_LOG_LEVEL", show_default="warning; with --quiet error",
+    ),
+]  # fmt: skip
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the run's folder only.", rich_help_panel=OUTPUT)]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Write no report.html.", rich_help_panel=OUTPUT)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -25,13 +26,26 @@ def error(error: RaygradError) -> None:
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Inside, errors are printed as soon as they come: what follows, as shutting Ray down, may take seconds."""
+def errors(as_json: bool = False) -> Iterator[None]:
+    """Inside, errors are printed as soon as they come: what follows, as shutting Ray down, may take seconds.
+
+    With `as_json` also as an object on stdout.
+    """
     try:
         yield
     except RaygradError as e:
         error(e)
+        if as_json:
+            notes = list(getattr(e, "__notes__", ()))
+            record("error", message=" ".join(str(e).split()), notes=notes, exit_code=e.exit_code)
         raise typer.Exit(e.exit_code) from e
+
+
+def record(event: str, **values: object) -> None:
+    """A JSON object on a line of its own on stdout."""
+    from raygrad.progress import JsonLines
+
+    JsonLines(sys.stdout).event({"event": event, **values})
 
 
 def line(text: str) -> None:
@@ -39,10 +53,32 @@ def line(text: str) -> None:
     print(text)
 
 
-def verdict(ok: bool, name: str, detail: str) -> None:
+class Busy:
+    """Told what is going on, it shows it below the `console`'s lines on a terminal, and nothing elsewhere."""
+
+    def __init__(self, console: Console, status: Status | None) -> None:
+        self.console, self._status = console, status
+
+    def __call__(self, what: str) -> None:
+        if self._status is not None:
+            self._status.update(Text(f"{what} …", style="dim"))
+
+
+@contextmanager
+def busy() -> Iterator[Busy]:
+    """Around something that takes its time and prints a line now and then."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        yield Busy(console, None)
+        return
+    with console.status("") as status:
+        yield Busy(console, status)
+
+
+def verdict(ok: bool, name: str, detail: str, console: Console) -> None:
     """A check and how it went."""
     mark = Text("ok    ", style="green") if ok else Text("FAILED", style="bold red")
-    Console(highlight=False).print(Text.assemble(mark, "  ", f"{name}  ", (detail, "dim")), soft_wrap=True)
+    console.print(Text.assemble(mark, "  ", f"{name}  ", (detail, "dim")), soft_wrap=True)
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> None:

@@ -31,6 +31,9 @@ What = Literal[
 def list_(
     what: Annotated[What, typer.Argument(metavar="WHAT", help="What to list: recipes, algorithms, datasets, …")],
     run_root: options.RunRoot = "runs",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Of runs and sweeps: one JSON object a line.", rich_help_panel=options.OUTPUT)
+    ] = False,
 ) -> None:
     """What there is: recipes, algorithms, datasets, partitioners, models, … or runs and sweeps.
 
@@ -46,10 +49,12 @@ def list_(
       raygrad list runs
       raygrad list sweeps
     """
+    if as_json and what not in ("runs", "sweeps"):
+        raise BadInput(f"--json lists runs and sweeps; leave it out for {what}")
     if what == "runs":
-        _runs(run_root)
+        _runs(run_root, as_json)
     elif what == "sweeps":
-        _sweeps(run_root)
+        _sweeps(run_root, as_json)
     elif what == "recipes":
         from raygrad.recipes import RECIPES
 
@@ -131,10 +136,14 @@ def _sentence(thing: object) -> str:
     return " ".join((getdoc(thing) or "").partition("\n\n")[0].split())
 
 
-def _runs(run_root: str) -> None:
+def _runs(run_root: str, as_json: bool) -> None:
     from raygrad import report, runs
 
     found = runs.all_runs(run_root)
+    if as_json:
+        for folder in found:
+            output.record("run", **_run_record(folder))
+        return
     if not found:
         output.line(f"no runs in {run_root}; `raygrad run` makes one")
         return
@@ -153,10 +162,38 @@ def _runs(run_root: str) -> None:
     output.table(["run", "rounds", "accuracy", "state", "algorithm"], rows)
 
 
-def _sweeps(run_root: str) -> None:
+def _run_record(folder: Path) -> dict[str, object]:
+    """A run as `raygrad list runs --json` has it."""
+    from raygrad import report
+
+    known: dict[str, object] = {"run": f"{folder.parent.name}/{folder.name}", "at": str(folder.resolve())}
+    try:
+        v = report.view(folder)
+    except BadInput as e:
+        return {**known, "state": "damaged", "message": str(e)}
+    accuracy = v.last("accuracy")
+    return {
+        **known, "state": "finished" if v.finished and v.final else "unfinished", "rounds": len(v.round),
+        "of": v.planned, "part": v.part, "accuracy": accuracy and accuracy[1], "hash": v.hash,
+        "settings": dict(v.settings),
+    }  # fmt: skip
+
+
+def _sweeps(run_root: str, as_json: bool) -> None:
     from raygrad import sweep
 
     found = sweep.all_sweeps(run_root)
+    if as_json:
+        for folder in found:
+            known = {"sweep": f"{folder.parent.name}/{folder.name}", "at": str(folder.resolve())}
+            try:
+                loaded = sweep.load(folder)
+                over, best = loaded.over(), loaded.best()
+                about = {"over": over, "metric": loaded.sweep.measure, "best": best, "space": dict(loaded.sweep.space)}
+            except BadInput as e:
+                about = {"state": "damaged", "message": str(e)}
+            output.record("sweep", **known, **about)
+        return
     if not found:
         output.line(f"no sweeps in {run_root}; `raygrad sweep` makes one")
         return

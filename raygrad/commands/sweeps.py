@@ -160,6 +160,8 @@ def sweep(
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Print the sweep's folder only.", rich_help_panel=options.OUTPUT)
     ] = False,
+    as_json: options.Json = False,
+    log_level: options.LogLevel = None,
 ) -> None:  # fmt: skip
     """Search settings with Ray Tune, and run the best ones again with fresh seeds.
 
@@ -184,13 +186,10 @@ def sweep(
       raygrad sweep --resume digits-sweep
       raygrad sweep digits --alpha 0.05,0.1 --name a --resume     start a, or go on with it
     """
-    with output.errors():
+    with output.errors(as_json):
         from raygrad import sweep as sweeps
         from raygrad.commands import experiments
-
-        def say(line: str) -> None:
-            if not quiet:
-                print(line, flush=True)
+        from raygrad.progress import display
 
         place = {
             "address": address, "gpus_per_host": gpus_per_host, "device": device, "numerics": numerics,
@@ -201,38 +200,64 @@ def sweep(
             raise BadInput("--rounds and --communications are both the budget of a trial; give one of them")
         if _named(ctx.params) and name is None and str(ctx.get_parameter_source("recipe")).endswith("DEFAULT"):
             raise BadInput("--resume goes on with a sweep: name it, as in `raygrad sweep --resume NAME`")
-        if _named(ctx.params):
-            for n in (*SAME, "time_budget"):
-                if n != "max_concurrent" and str(ctx.get_parameter_source(n)).endswith("COMMANDLINE"):
-                    option = "--" + n.replace("_", "-")
-                    raise BadInput(f"--resume goes on with a sweep as it was begun; leave out {option}")
-            old = sweeps.load(name or recipe, run_root)
-        else:
-            made, words, called = asked(ctx.params)
-            name = name or f"{called}-sweep"
-            old = sweeps.newest(name, run_root) if go_on else None
-            if old is not None and old.sweep.hash != made.hash:
-                raise BadInput(
-                    f"{output.run_name(old.at, run_root)}, the newest sweep called {name}, searches something else: "
-                    "give another --name, or leave out --resume"
-                )
-        where = experiments.place(place) if old is None else experiments.place(place, old.where)
-        experiments.check_reachable(where, run_root)
-        with _stopping(run_root) as began:
-            if old is not None:
-                began(old)
-                loaded = sweeps.resume(
-                    str(old.at), run_root=run_root, where=where, max_concurrent=max_concurrent, say=say
-                )
+        with display(quiet, as_json=as_json, log_level=log_level) as screen:
+            if _named(ctx.params):
+                for n in (*SAME, "time_budget"):
+                    if n != "max_concurrent" and str(ctx.get_parameter_source(n)).endswith("COMMANDLINE"):
+                        option = "--" + n.replace("_", "-")
+                        raise BadInput(f"--resume goes on with a sweep as it was begun; leave out {option}")
+                old = sweeps.load(name or recipe, run_root)
             else:
-                assert made is not None and name is not None
-                if data_root is not None:
-                    words += ["--data-root", str(data_root)]
-                loaded = sweeps.run(made, where, run_root=run_root, name=name, recipe=words, say=say, began=began)
-    if quiet:
-        output.line(output.shown(loaded.at))
-    else:
-        _finish(loaded, run_root)
+                made, words, called = asked(ctx.params)
+                name = name or f"{called}-sweep"
+                old = sweeps.newest(name, run_root) if go_on else None
+                if old is not None and old.sweep.hash != made.hash:
+                    raise BadInput(
+                        f"{output.run_name(old.at, run_root)}, the newest sweep called {name}, searches something "
+                        "else: give another --name, or leave out --resume"
+                    )
+            where = experiments.place(place) if old is None else experiments.place(place, old.where)
+            experiments.check_reachable(where, run_root)
+            screen.waiting("preparing the data and Ray")
+            with _stopping(run_root) as began:
+                if old is not None:
+                    began(old)
+                    loaded = sweeps.resume(
+                        str(old.at), run_root=run_root, where=where, max_concurrent=max_concurrent, say=screen.say
+                    )
+                else:
+                    assert made is not None and name is not None
+                    if data_root is not None:
+                        words += ["--data-root", str(data_root)]
+                    loaded = sweeps.run(
+                        made, where, run_root=run_root, name=name, recipe=words, say=screen.say, began=began
+                    )
+        if as_json:
+            _record(loaded)
+        elif quiet:
+            output.line(output.shown(loaded.at))
+        else:
+            _finish(loaded, run_root)
+
+
+def _record(loaded: "LoadedSweep") -> None:
+    """What came of it, for programs."""
+    from raygrad import sweep_report
+
+    rows = loaded.trials().to_pylist()
+    outcomes = [r["outcome"] for r in rows if r["role"] == "search"]
+    best = [
+        {
+            "trial": head.trial, "settings": dict(head.settings), "validation": head.searched,
+            "test": list(head.test), "command": head.command,
+        }
+        for head in sweep_report.best(loaded)
+    ]  # fmt: skip
+    output.record(
+        "summary", sweep=f"{loaded.name}/{loaded.folder.name}", at=str(loaded.url or loaded.folder.resolve()),
+        metric=loaded.sweep.measure, runs={o: outcomes.count(o) for o in dict.fromkeys(outcomes)}, best=best,
+        trials=str(loaded.folder.resolve() / "trials.parquet"), report=str(sweep_report.publish(loaded)),
+    )  # fmt: skip
 
 
 def _named(params: Mapping[str, Any]) -> bool:

@@ -86,6 +86,8 @@ def run(
         ),
     ] = False,
     quiet: options.Quiet = False,
+    as_json: options.Json = False,
+    log_level: options.LogLevel = None,
     no_report: options.NoReport = False,
 ) -> None:  # fmt: skip
     """Train: a recipe, an experiment.json, or a recipe file of your own.
@@ -112,7 +114,7 @@ def run(
     that folder to resume such a run or to repeat its experiment.json.
     `raygrad list algorithms` (datasets, models, …) shows every field.
     """
-    with ExitStack() as stack, output.errors():
+    with ExitStack() as stack, output.errors(as_json):
         early = None
         until_played = stack.enter_context(ExitStack())
         until_played.enter_context(leaving_at_once())
@@ -141,7 +143,7 @@ def run(
         )  # fmt: skip
         experiments.check_lasting(run_root)
         experiments.check_reachable(where, run_root)
-        with display(quiet) as screen:
+        with display(quiet, as_json=as_json, log_level=log_level) as screen:
             screen.waiting("preparing the data")
             found = experiments.continued(chosen, where, run_root, name or chosen.name) if go_on else None
             made = found or engine.create(
@@ -157,8 +159,8 @@ def run(
                     engine.discard_unplayed(made)
                 raise
     if not played:
-        _say_finished(made, run_root, quiet)
-    _finish(made, run_root, quiet, report=not no_report)
+        _say_finished(made, run_root, quiet or as_json)
+    _finish(made, run_root, quiet, as_json, report=not no_report)
 
 
 def resume(
@@ -182,6 +184,8 @@ def resume(
     run_root: options.RunRoot = "runs",
     track: options.Track = None,
     quiet: options.Quiet = False,
+    as_json: options.Json = False,
+    log_level: options.LogLevel = None,
     no_report: options.NoReport = False,
 ) -> None:
     """Go on with a run where it stopped, as if it never had; or extend a finished one.
@@ -197,32 +201,33 @@ def resume(
       raygrad resume digits --on local        without Ray: the same bits
       raygrad resume digits --set failures.nan=skip    without a failing client
     """
-    from dataclasses import replace
+    with output.errors(as_json):
+        from dataclasses import replace
 
-    from raygrad import run as engine
-    from raygrad.commands import experiments
-    from raygrad.progress import display
-    from raygrad.runs import load
+        from raygrad import run as engine
+        from raygrad.commands import experiments
+        from raygrad.progress import display
+        from raygrad.runs import load
 
-    loaded = load(run, run_root)
-    if rounds is not None:
-        loaded = engine.extend(loaded, rounds)
-    if settings:
-        loaded = replace(loaded, experiment=experiments.change_failures(loaded.experiment, settings))
-    where = experiments.place(
-        {
-            "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
-            "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
-        },
-        loaded.where,
-    )  # fmt: skip
-    experiments.check_reachable(where, run_root)
-    loaded = replace(loaded, where=where)
-    with display(quiet) as screen:
-        played = _play(loaded, run_root, screen)
-    if not played:
-        _say_finished(loaded, run_root, quiet)
-    _finish(loaded, run_root, quiet, report=not no_report)
+        with display(quiet, as_json=as_json, log_level=log_level) as screen:
+            loaded = load(run, run_root)
+            if rounds is not None:
+                loaded = engine.extend(loaded, rounds)
+            if settings:
+                loaded = replace(loaded, experiment=experiments.change_failures(loaded.experiment, settings))
+            where = experiments.place(
+                {
+                    "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
+                    "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
+                },
+                loaded.where,
+            )  # fmt: skip
+            experiments.check_reachable(where, run_root)
+            loaded = replace(loaded, where=where)
+            played = _play(loaded, run_root, screen)
+        if not played:
+            _say_finished(loaded, run_root, quiet or as_json)
+        _finish(loaded, run_root, quiet, as_json, report=not no_report)
 
 
 def fork(
@@ -257,6 +262,8 @@ def fork(
     ] = None,
     track: options.Track = None,
     quiet: options.Quiet = False,
+    as_json: options.Json = False,
+    log_level: options.LogLevel = None,
     no_report: options.NoReport = False,
 ) -> None:  # fmt: skip
     """Start a new run from another's checkpoint, with other settings from there on.
@@ -269,27 +276,28 @@ def fork(
       raygrad fork digits --set algorithm.beta=0.2
       raygrad fork digits/ID --at 40 --set local.steps=10 --rounds 200
     """
-    from raygrad import run as engine
-    from raygrad.commands import experiments
-    from raygrad.progress import display
-    from raygrad.runs import load
+    with output.errors(as_json):
+        from raygrad import run as engine
+        from raygrad.commands import experiments
+        from raygrad.progress import display
+        from raygrad.runs import load
 
-    loaded = load(run, run_root)
-    where = experiments.place(
-        {
-            "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
-            "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
-        },
-        loaded.where,
-    )  # fmt: skip
-    experiments.check_reachable(where, run_root)
-    made = engine.fork(
-        loaded, settings, run_root=run_root, name=name or loaded.name, where=where, rounds=rounds, round=at
-    )
-    with display(quiet) as screen:
-        screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.at)}")
-        _play(made, run_root, screen)
-    _finish(made, run_root, quiet, report=not no_report)
+        with display(quiet, as_json=as_json, log_level=log_level) as screen:
+            loaded = load(run, run_root)
+            where = experiments.place(
+                {
+                    "on": on, "hosts": hosts, "address": address, "gpus_per_host": gpus_per_host, "device": device,
+                    "numerics": numerics, "data_root": data_root, "shard_root": shard_root, "track": track,
+                },
+                loaded.where,
+            )  # fmt: skip
+            experiments.check_reachable(where, run_root)
+            made = engine.fork(
+                loaded, settings, run_root=run_root, name=name or loaded.name, where=where, rounds=rounds, round=at
+            )
+            screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.at)}")
+            _play(made, run_root, screen)
+        _finish(made, run_root, quiet, as_json, report=not no_report)
 
 
 def check(params: Mapping[str, Any]) -> "Experiment":
@@ -404,7 +412,25 @@ def failed(run: "LoadedRun") -> str | None:
     return str(found) if found.failed or found.rejected else None
 
 
-def _finish(run: "LoadedRun", run_root: str, quiet: bool, report: bool) -> None:
+def summary_json(run: "LoadedRun") -> dict[str, Any]:
+    """What a run has come to, for programs."""
+    from raygrad import storage
+    from raygrad.report import view
+
+    v, path = view(run.folder), run.folder / "final.json"
+    final = storage.read_json(path) if path.is_file() else None
+    return {
+        "run": v.title, "at": str(run.url or run.folder.resolve()), "hash": v.hash,
+        "rounds": len(v.round), "of": v.planned,
+        "communications": int(v.communications[-1]) if len(v.round) else 0,
+        "bytes_down": int(v.bytes_down[-1]) if len(v.round) else 0,
+        "bytes_up": int(v.bytes_up[-1]) if len(v.round) else 0,
+        "elapsed_s": float(v.seconds[-1]) if len(v.round) else 0.0, "final": final, "digest": run.digest(),
+        "clients_failed": failed(run),
+    }  # fmt: skip
+
+
+def _finish(run: "LoadedRun", run_root: str, quiet: bool, as_json: bool, report: bool) -> None:
     """The table, the report and what can be done next."""
     from raygrad.mirror import put_report
     from raygrad.page import write_report
@@ -415,6 +441,9 @@ def _finish(run: "LoadedRun", run_root: str, quiet: bool, report: bool) -> None:
         page = write_report([run.folder], run.folder / "report.html")
         if run.url is not None:
             put_report(run.url, page)
+    if as_json:
+        output.record("summary", **summary_json(run), report=None if page is None else str(page))
+        return
     if quiet:
         output.line(output.shown(run.at))
         said = failed(run)

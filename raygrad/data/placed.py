@@ -92,7 +92,10 @@ def _put(shards: Shards, url: Url) -> Shards:
     there = remote.children(url)
     lacking = {key: name for key, (name, size) in files.items() if there.get(key) != size}
     if lacking or META not in there:
-        remote.each(lambda key: remote.upload(shards.path / lacking[key], url / key), lacking)
+        sizes = {key: files[key][1] for key in lacking}
+        remote.each(
+            lambda key: remote.upload(shards.path / lacking[key], url / key), sizes, "copying shards to the store"
+        )
         remote.upload(shards.path / META, url / META)
     return _placed(shards, url)
 
@@ -112,7 +115,9 @@ def _copied(url: Url) -> Shards | None:
             with storage.run_storage(temporary):
                 temporary.mkdir()
             meta = remote.read(url / META, patience="short")
-            files = {str(name): str(f["sha256"]) for name, f in json.loads(meta)["files"].items()}
+            listed = json.loads(meta)["files"]
+            files = {str(name): str(f["sha256"]) for name, f in listed.items()}
+            sizes = {str(name): int(f["bytes"]) for name, f in listed.items()}
             if any("/" in name or name.startswith(".") for name in files):
                 return None
             wrong: list[str] = []
@@ -121,7 +126,7 @@ def _copied(url: Url) -> Shards | None:
                 if remote.download(url / _key(name, files[name]), temporary / name) != files[name]:
                     wrong.append(name)
 
-            remote.each(copy, files)
+            remote.each(copy, sizes, "fetching shards")
             if wrong:
                 return None
             with storage.run_storage(temporary):

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygrad import storage
+from raygrad import logs, storage
 from raygrad.config import kind_of
 from raygrad.data.datasets import DATASETS
 from raygrad.data.partition import PARTITIONERS, Natural, Partitioner, Repeated
@@ -420,8 +420,10 @@ def _write(
             examples[:, client] = len(kept), len(apart)
             if label_file is not None:
                 label_file.write(np.bincount(y[kept], minlength=classes or 0).astype("<i4").data)
-            if progress is not None and ((client + 1) % max(1, stored // 100) == 0 or client + 1 == stored):
-                progress(client + 1, stored)
+            if (client + 1) % max(1, stored // 100) == 0 or client + 1 == stored:
+                logs.step("writing shards", client + 1, stored, "clients")
+                if progress is not None:
+                    progress(client + 1, stored)
         for start in range(0, len(source.test), TEST_BATCH):
             rows = slice(start, start + TEST_BATCH)
             test.write(source.test.x[rows], source.test.y[rows], f"test examples from {start}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from raygrad import logs
 from raygrad.errors import BadInput
 
 
@@ -61,6 +62,7 @@ def stage(
             for chunk in chunks:
                 f.write(np.ascontiguousarray(chunk, dtype).data)
                 rows += len(chunk)
+                logs.step("decoding examples", rows, shape[0], "examples")
         if rows != shape[0]:
             raise BadInput(f"{name}: {rows} examples were read, {shape[0]} expected; did a file change meanwhile?")
         temporary.replace(path)

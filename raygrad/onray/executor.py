@@ -5,6 +5,7 @@ once: what a lost or hung host owed is asked again elsewhere, until three hosts 
 if its gang was answered by another host: then its host is busy until it answers, and that answer is dropped.
 """
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from raygrad.onray.start import Lender
 from raygrad.runner import HostSpec
 from raygrad.talk import Done, Operation
 
+_LOG = logging.getLogger(__name__)
 ATTEMPTS = 3
 """So many hosts die or hang at a gang before it is given up..."""
 TRIES = 12
@@ -300,6 +302,10 @@ class RayExecutor:
     def _supersede(self, call: Call) -> None:
         """Another attempt takes its place: it is not waited for any more."""
         call.job.calls.remove(call)
+        host = {"host": call.host.name or "?"}
+        _LOG.info(
+            "attempt %d at gang %d superseded: another host is faster", call.attempt, call.job.gang.index, extra=host
+        )
         self._tell(call, "superseded")
         self._give_up(call)
 
@@ -325,6 +331,9 @@ class RayExecutor:
             outcome = "lost for good"
         elif not job.calls:
             self._schedule.waiting.appendleft(job)
+        then = "it is given up" if outcome == "lost for good" else "it runs again"
+        host = {"host": call.host.name or "?"}
+        _LOG.warning("attempt %d at gang %d %s (%s); %s", call.attempt, job.gang.index, outcome, why, then, extra=host)
         self._tell(call, f"{outcome}: {why}")
 
     def _bury(self, host: Host) -> None:

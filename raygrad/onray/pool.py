@@ -4,6 +4,7 @@ A host that died at work is replaced at once; what it died of is the executor's 
 is tried again, later each time.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from time import perf_counter, sleep
 from typing import Any
@@ -18,6 +19,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from raygrad import logs
 from raygrad.errors import BadInput, RaygradError, Stopped
 from raygrad.hosts import FIRST, HostRange
 from raygrad.onray import cluster
@@ -25,6 +27,7 @@ from raygrad.onray.schedule import Host
 from raygrad.onray.start import host_class
 from raygrad.runner import HostSpec, difference, refused
 
+_LOG = logging.getLogger(__name__)
 LOST = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
 START_S = 120.0
 """How long there may be no host, or with elastic hosts fewer than the fewest, before the run stops."""
@@ -74,6 +77,7 @@ class Pool:
         self._short_s: float | None = None
         self._refused = 0
         self._failed_starts, self._start_s = 0, 0.0
+        self._hello = (self._spec, logs.current().run, logs.level_name())
         for actor in made:
             self._start(actor)
         self.tend(FIRST)
@@ -123,6 +127,7 @@ class Pool:
             self._failed_starts += 1
             self.lost.append("")
             self.bury(host)
+            _LOG.warning("a host could not start (%s); another is tried", type(e).__name__)
             # First at once, then after 1 s, 2 s, 4 s and so on, each time for about as many as there should be.
             times = self._failed_starts // max(1, self._wanted)
             self._start_s = perf_counter() + (min(60.0, 2.0 ** (times - 2)) if times > 1 else 0.0)
@@ -143,7 +148,14 @@ class Pool:
             return
         if odd := difference(recorded, numerics):
             self.odd_hosts[name] = odd
+            _LOG.warning("computes other bits than the run began with: %s", odd, extra={"host": name})
         host.name = name
+        self._tell_ready(name)
+
+    def _tell_ready(self, name: str) -> None:
+        ready, wanted = len(self.ready), max(len(self.hosts), self._wanted)
+        _LOG.info("ready, %d of %d", ready, wanted, extra={"host": name})
+        logs.step("starting hosts", ready, wanted, "up")
 
     def bury(self, host: Host) -> None:
         """Take a dead host out; whoever is still there of it is ended."""
@@ -169,12 +181,13 @@ class Pool:
     def _start(self, actor: Any) -> None:
         host = Host(actor)
         self.hosts.append(host)
-        self.hellos[actor.hello.remote(self._spec)] = host
+        self.hellos[actor.hello.remote(*self._hello)] = host
 
     def _refuse(self, host: Host, error: BadInput) -> None:
         """Go on without a host that would compute other bits; raise if none is left."""
         self._refused += 1
         self.bury(host)
+        _LOG.warning("a host is refused: %s", error)
         if not self.hosts:
             raise error
 

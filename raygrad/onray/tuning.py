@@ -31,7 +31,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from raygrad import population, remote, runs, space, sweep, trial
+from raygrad import logs, population, remote, runs, space, sweep, trial
 from raygrad import run as engine
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
@@ -51,8 +51,7 @@ RUNGS = 3
 _OWN_TYPE = re.compile(r"node_[0-9a-f]{56}")
 RECORD_S = 1.0
 """Between two exports of how many trials are in which state."""
-LINE_S = 30.0
-"""At least so often a line says how far the sweep is."""
+_LOG = logging.getLogger(__name__)
 
 
 # --- the trial's side -----------------------------------------------------------------------------------------------
@@ -553,12 +552,13 @@ def replay(loaded: LoadedSweep, maker: Maker, winners: list[Point], book: Book, 
     waiting = [p for p in winners if not book.outcome(p)]
     if waiting:
         say(f"the best settings run again with fresh seeds: {len(waiting)} runs")
-    _fit(loaded, maker, Points(waiting), FIFOScheduler(), len(winners), len(winners) - len(waiting), book, say, 1)
+    over = len(winners) - len(waiting)
+    _fit(loaded, maker, Points(waiting), FIFOScheduler(), len(winners), over, book, say, 1, "testing the best settings")
 
 
 def _fit(
     loaded: LoadedSweep, maker: Maker, points: Points, scheduler: TrialScheduler, total: int, over: int, book: Book,
-    say: Say, at_once: int,
+    say: Say, at_once: int, doing: str = "searching",
 ) -> None:  # fmt: skip
     """Let Tune play points. Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C."""
     if over >= total:
@@ -567,7 +567,7 @@ def _fit(
     start = SweepStart(loaded.at, s, loaded.where, maker.unit, at_once)
     _ship(s.experiment)
     signals = _Signals()
-    watcher = _Watcher(s, points, book, signals, total, over, say, loaded.name)
+    watcher = _Watcher(s, points, book, signals, total, over, say, loaded.name, doing)
     # HyperBand halves brackets: it has to know all trials from the beginning, those that wait for room as well.
     known = {"TUNE_MAX_PENDING_TRIALS_PG": str(total)} if s.scheduler == "hyperband" else {}
     with _quiet(known), signals.passed_on():
@@ -615,7 +615,16 @@ class _Watcher(tune.Callback):
     """Writes down what becomes of trials, and says so. Tune calls it."""
 
     def __init__(
-        self, s: Sweep, points: Points, book: Book, signals: "_Signals", total: int, over: int, say: Say, name: str
+        self,
+        s: Sweep,
+        points: Points,
+        book: Book,
+        signals: "_Signals",
+        total: int,
+        over: int,
+        say: Say,
+        name: str,
+        doing: str,
     ) -> None:
         self._name, self._record_s = name, 0.0
         self._outcomes: dict[str, int] = {}
@@ -623,18 +632,26 @@ class _Watcher(tune.Callback):
         self._total, self._before, self._say = total, over, say
         self.ended: set[str] = set()
         self.stopped: Stopped | None = None
-        self._said_s = monotonic()
         self._best: tuple[float, int] | None = None
+        self._doing = doing
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A signal that came before Tune listened is passed on now."""
         self._signals.pass_on()
         if monotonic() >= self._record_s:
             self._record(trials)
-        if monotonic() - self._said_s >= LINE_S:
-            running = sum(t.status == "RUNNING" for t in trials)
-            waiting = "" if running else f": waiting for room, a trial needs {self._sweep.hosts_per_trial} CPU at once"
-            self._line(f"{self._over} of {self._total} over, {running} running{waiting}")
+        running = sum(t.status == "RUNNING" for t in trials)
+        best, trial = (None, None) if self._best is None else self._best
+        room = None if running else f"for room, a trial needs {self._sweep.hosts_per_trial} CPU at once"
+        logs.step(
+            self._doing, self._over, self._total, "trials", running=running, best=best, best_trial=trial,
+            failed=self._outcomes.get("failed", 0), waiting=room,
+        )  # fmt: skip
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Started again, after it lost its machine."""
+        point = self._points.given[trial.trial_id]
+        _LOG.warning("%s: attempt %d failed; it is started again", _shown(point), trial.num_failures)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
@@ -652,7 +669,8 @@ class _Watcher(tune.Callback):
         at = f" after {last['communications']} communications" if "communications" in last else ""
         best = self._noted(point, value) if outcome in ("finished", "time") and point.role == "search" else ""
         why = f" ({last['message']})" if outcome == "failed" else ""
-        self._line(f"{self._over} of {self._total} · {_shown(point)} · {outcome}{shown}{at}{best}{why}")
+        self._told(point, outcome, value, last.get("communications"))
+        self._say(f"{self._over} of {self._total} · {_shown(point)} · {outcome}{shown}{at}{best}{why}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Given up, after as many attempts as the sweep allows."""
@@ -661,7 +679,18 @@ class _Watcher(tune.Callback):
         self.ended.add(trial.trial_id)
         self._close(point, "failed", why)
         self._count("failed")
-        self._line(f"{self._over} of {self._total} · {_shown(point)} · failed ({why})")
+        self._told(point, "failed", None, None, why)
+        self._say(f"{self._over} of {self._total} · {_shown(point)} · failed ({why})")
+
+    def _told(
+        self, point: Point, outcome: str, value: float | None, communications: int | None, message: str = ""
+    ) -> None:
+        """A trial is over, for programs."""
+        logs.event(
+            "trial", trial=point.trial, role=point.role, seeds=list(point.seeds), settings=dict(point.settings),
+            outcome=outcome, metric=self._sweep.measure, value=value, communications=communications, message=message,
+            over=self._over, of=self._total,
+        )  # fmt: skip
 
     def _close(self, point: Point, outcome: str, message: str = "", culprit: int = -1) -> None:
         """Write it down. Where that cannot be done the sweep ends; Tune would make another error of it."""
@@ -696,10 +725,6 @@ class _Watcher(tune.Callback):
         if value is not None and (self._best is None or sign * value > sign * self._best[0]):
             self._best = (value, point.trial)
         return "" if self._best is None else f" · best: trial {self._best[1]}, {self._best[0]:.4g}"
-
-    def _line(self, text: str) -> None:
-        self._said_s = monotonic()
-        self._say(text)
 
 
 def _why(error: object) -> str:
