@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
+from raygrad import logs
 from raygrad.commands import benchmark, check, doctor, jobs, output, results, show, sweeps, traces, train, view
 from raygrad.errors import EXIT_CODES, RaygradError, RaygradWarning
 
@@ -71,7 +72,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     warnings.showwarning = _warn
     try:
-        code = app(None if arguments is None else list(arguments), prog_name="raygrad", standalone_mode=False)
+        with logs.listening(logs.OnStderr(), "warning"):
+            code = app(None if arguments is None else list(arguments), prog_name="raygrad", standalone_mode=False)
     except RaygradError as e:
         output.error(e)
         return e.exit_code

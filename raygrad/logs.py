@@ -6,6 +6,7 @@ All of it goes through the standard `logging`. Modules log to `logging.getLogger
 """
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -196,13 +197,25 @@ def level(name: str) -> int:
     return logging.getLevelNamesMapping()[name.upper()]
 
 
+class OnStderr(logging.Handler):
+    """Lines on stderr, as commands show them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"raygrad: {Line().format(record)}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def listening(target: logging.Handler, name: str, steps: logging.Handler | None = None) -> Iterator[None]:
-    """Inside, what raygrad logs from level `name` on goes to `target`, folded, and steps to `steps`."""
+    """Inside, what raygrad logs from level `name` on goes to `target`, folded, and steps to `steps`.
+
+    Whoever listened by this before hears nothing meanwhile.
+    """
     handler = Folding(target)
     handler.setLevel(level(name))
     handler.addFilter(Context())
-    former = _ROOT.level, _STEPS.level
+    former, others = (_ROOT.level, _STEPS.level), [h for h in _ROOT.handlers if isinstance(h, Folding)]
+    for other in others:
+        _ROOT.removeHandler(other)
     _ROOT.addHandler(handler)
     _ROOT.setLevel(handler.level)
     if steps is not None:
@@ -214,6 +227,8 @@ def listening(target: logging.Handler, name: str, steps: logging.Handler | None 
         _ROOT.removeHandler(handler)
         handler.close()
         _ROOT.setLevel(former[0])
+        for other in others:
+            _ROOT.addHandler(other)
         if steps is not None:
             _STEPS.removeHandler(steps)
             _STEPS.setLevel(former[1])

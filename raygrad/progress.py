@@ -80,7 +80,7 @@ class Quiet:
     def step(self, step: Step) -> None: ...
 
     def log(self, record: logging.LogRecord) -> None:
-        print(f"raygrad: {_LINE.format(record)}", file=sys.stderr, flush=True)
+        logs.OnStderr().emit(record)
 
     def event(self, values: Mapping[str, Any]) -> None: ...
 

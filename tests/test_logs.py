@@ -78,6 +78,16 @@ def test_a_line_is_shown_again_when_its_window_is_over(monkeypatch: pytest.Monke
     assert kept.lines[3:] == ["warning again … repeated 1 times"]
 
 
+def test_only_the_innermost_hears() -> None:
+    outer, inner = Kept(), Kept()
+    with logs.listening(outer, "warning"):
+        with logs.listening(inner, "error"):
+            LOG.warning("expected")
+            LOG.error("first")
+        LOG.warning("second")
+    assert (outer.lines, inner.lines) == (["warning second"], ["error first"])
+
+
 def test_nothing_is_left_behind() -> None:
     root = logging.getLogger("raygrad")
     before = root.level, list(root.handlers)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from raygrad import logs
 from raygrad.commands import options, output
 from raygrad.errors import CheckFailed
 
@@ -131,6 +132,7 @@ def verify_faults(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raygrad-faults-"))
         doing = stack.enter_context(output.busy())
         doing("the run to which nothing happens")
+        stack.enter_context(logs.listening(logs.OnStderr(), "error"))  # faults are what is asked for
         if where.on == "ray":
             from raygrad.onray.cluster import connected
 
