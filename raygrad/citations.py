@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Reference:
         """In one line: Reddi et al., "Adaptive Federated Optimization" (arXiv 2003.00295)."""
         names = [name.partition(",")[0] for name in self.authors.split(" and ")]
         who = f"{names[0]} et al." if len(names) > 3 else ", ".join(names)
-        return f'{who}, "{self.title}" (arXiv {self.arxiv})'
+        return _spelled(f'{who}, "{self.title}" (arXiv {self.arxiv})')
 
     @property
     def bibtex(self) -> str:
@@ -38,6 +39,15 @@ class Reference:
         width = max(map(len, found))
         lines = ",\n".join(f"  {name:{width}} = {{{value}}}" for name, value in found.items())
         return f"@{kind}{{{self.key},\n{lines}\n}}"
+
+
+_ACCENTS = {"'": "\N{COMBINING ACUTE ACCENT}", '"': "\N{COMBINING DIAERESIS}", "v": "\N{COMBINING CARON}"}
+
+
+def _spelled(text: str) -> str:
+    """A text with letters in place of BibTeX's accents: R{\\'e}nyi is Rényi."""
+    found = re.sub(r"""\{\\(['"v])\{?(\w)\}?\}""", lambda m: m[2] + _ACCENTS[m[1]], text)
+    return unicodedata.normalize("NFC", found.replace(r"{\l}", "ł"))
 
 
 _ICLR, _ICML = "International Conference on Learning Representations", "International Conference on Machine Learning"

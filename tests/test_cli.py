@@ -471,6 +471,12 @@ def test_methods_around_alignment_are_listed_with_their_papers(capsys: pytest.Ca
     for name in wanted.split():
         papers = citations.of_kind(ALGORITHMS[name], whole_file=True) if name in ALGORITHMS else []
         assert papers or re.search(r"\(arXiv \d{4}\.\d{5}", recipes[name]), name
+    assert "(arXiv 2106.06639" in recipes["fedbuff"]
+
+
+def test_papers_are_spelled_with_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert '"Rényi Differential Privacy"' in said(capsys, "list", "algorithms")
+    assert not [r.short for r in citations.REFERENCES.values() if "\\" in r.short or "{" in r.short]
 
 
 def test_partition_describes_and_draws(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

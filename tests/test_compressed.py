@@ -23,9 +23,9 @@ from raygrad.algorithms.fedaware import FedAware
 from raygrad.algorithms.fedaware_plugin import FedAwarePlugIn
 from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
-from raygrad.algorithms.quantised import Quantised, quantised
+from raygrad.algorithms.quantised import Quantised, QuantisedMethod, quantised
 from raygrad.algorithms.scaffold import Scaffold
-from raygrad.algorithms.sparsified import LargestPart, Sparsified
+from raygrad.algorithms.sparsified import LargestPart, RandomPart, Sparsified
 from raygrad.contract import Algorithm, Answer, Batch, Cohort, Population, Replies
 from raygrad.devices import Constant
 from raygrad.errors import BadInput
@@ -60,6 +60,16 @@ def played(e: Experiment, folder: Path, rounds: int = 1) -> tuple[Played, Tensor
 # --- quantised ------------------------------------------------------------------------------------------------------
 
 
+class Numbered:
+    """A task that has uniform numbers, others for each vector."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def uniforms(self, number: int = 0) -> Tensor:
+        return torch.from_numpy(np.random.default_rng([self.seed, number]).random(8))
+
+
 def test_quantisation_is_unbiased_in_every_entry() -> None:
     """The expectation over uniform numbers is an integral of steps; a grid of midpoints has it but for one cell."""
     u = torch.tensor([3.0, -4.0, 0.0, 1.2, -0.1], dtype=torch.float64)
@@ -71,6 +81,14 @@ def test_quantisation_is_unbiased_in_every_entry() -> None:
         torch.testing.assert_close(one, one.round(), rtol=0, atol=1e-12)  # it is on the levels
         assert float((quantised(u, levels, torch.full_like(u, 0.3)) - u).abs().max()) <= float(u.norm()) / levels
     assert not quantised(torch.zeros(3), 4, torch.full((3,), 0.99)).any()
+
+
+def test_vectors_of_one_answer_are_rounded_each_by_itself() -> None:
+    u = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    found = QuantisedMethod(_answering({"a": u, "b": u}), levels=2)(Numbered(0)).update  # pyright: ignore[reportArgumentType]
+    for number, name in enumerate("ab"):
+        assert torch.equal(found[name], quantised(u, 2, Numbered(0).uniforms(number)))
+    assert not torch.equal(found["a"], found["b"])
 
 
 @pytest.mark.parametrize("levels", [1, 7])
@@ -95,8 +113,8 @@ def test_modelled_devices_send_what_is_encoded(tmp_path: Path) -> None:
 # --- sparsified -----------------------------------------------------------------------------------------------------
 
 
-def test_a_random_part_is_unbiased_and_uniform(tmp_path: Path) -> None:
-    """Each entry is drawn as often as any other, and d/k times itself where it is."""
+def test_a_random_part_is_uniform(tmp_path: Path) -> None:
+    """Each entry is drawn as often as any other."""
     plan = make_plan(small(FedAvg()), Where(on="local"), tmp_path)
     runner, d = InProcess(plan.spec).runner, len(plan.x)
     k, counts = round(0.25 * d), Counter[int]()
@@ -108,6 +126,18 @@ def test_a_random_part_is_unbiased_and_uniform(tmp_path: Path) -> None:
         counts.update(runner.uniforms(Phase(), client, 0).topk(k).indices.tolist())  # pyright: ignore[reportArgumentType]
     expected = 4000 * k / d
     assert max(abs(counts[i] - expected) for i in range(d)) < 5 * sqrt(expected * (1 - k / d))
+
+
+def test_what_is_sent_of_a_random_part_is_right_on_average() -> None:
+    """d/k times itself where it is drawn; of two vectors other entries."""
+    u, k, d, draws = torch.tensor([3.0, -4, 0.5, 1, -2, 7, 0.1, 2]).double(), 2, 8, 1000
+    work, total, alike = RandomPart(_answering({"a": u, "b": u}), part=k / d), torch.zeros(d).double(), 0
+    for seed in range(draws):
+        a, b = work(Numbered(seed)).update.values()  # pyright: ignore[reportArgumentType]
+        assert int((a != 0).sum()) == k and torch.equal(a[a != 0], d / k * u[a != 0])
+        total, alike = total + a, alike + torch.equal(a, b)
+    assert bool(((total / draws - u).abs() <= 5 * u.abs() * sqrt((d / k - 1) / draws)).all())
+    assert alike < draws / 10  # one of 28 pairs
 
 
 def test_sparsified_bytes_and_values(tmp_path: Path) -> None:
@@ -195,7 +225,8 @@ def test_without_noise_and_with_room_it_is_the_algorithm_inside() -> None:
 def test_epsilon_of_the_gaussian_mechanism() -> None:
     """All clients, one release: the sums of neighbours differ by 2 C. Renyi: a / (2 (s/2)^2) at order a."""
     for noise, releases in product((2.0, 8.0), (1, 10)):
-        found = privacy.epsilon(noise, releases, 50, 50, 1e-5)
+        found = privacy.epsilon(noise, releases, 1, 50, 50, 1e-5)
+        assert privacy.epsilon(noise, 1, releases, 50, 50, 1e-5) == pytest.approx(found, rel=1e-9)  # nobody is drawn
         mu = releases * 2 / noise**2
         least = min(a * mu + np.log((a - 1) / a) - (np.log(1e-5) + np.log(a)) / (a - 1) for a in privacy.ORDERS)
         assert found == pytest.approx(least, rel=1e-9)
@@ -218,17 +249,25 @@ def test_epsilon_is_the_accountants() -> None:
     import dp_accounting as dp
     from dp_accounting import rdp
 
-    accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    accountant.compose(dp.SampledWithoutReplacementDpEvent(1000, 10, dp.GaussianDpEvent(1.0)), 100)
-    assert privacy.epsilon(2.0, 100, 10, 1000, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
-    assert privacy.epsilon(2.0, 100, 10, 1000, 1e-5) < privacy.epsilon(2.0, 100, 1000, 1000, 1e-5) / 10
+    for releases in (1, 2):
+        sums = dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), releases)
+        accountant = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+        accountant.compose(dp.SampledWithoutReplacementDpEvent(1000, 10, sums), 100)
+        found = privacy.epsilon(2.0, 100, releases, 10, 1000, 1e-5)
+        assert found == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-3)
+        assert found < privacy.epsilon(2.0, 100, releases, 1000, 1000, 1e-5) / 10
+
+
+def test_sums_of_the_same_clients_are_not_drawn_twice() -> None:
+    """Two sums over one draw tell more than two over draws of their own."""
+    assert privacy.epsilon(2.0, 100, 2, 10, 1000, 1e-5) > 1.5 * privacy.epsilon(2.0, 200, 1, 10, 1000, 1e-5)
 
 
 def test_a_run_says_its_epsilon(tmp_path: Path) -> None:
     rule = Private(FedGA(), clip=1e-3, noise=4.0)
     last, _ = played(equal(rule), tmp_path, 3)
     found = rule.measures(last.state.algorithm)
-    assert found["epsilon"] == privacy.epsilon(4.0, 6, 4, ALL, 1e-5)  # FedGA has two releases per round
+    assert found["epsilon"] == privacy.epsilon(4.0, 3, 2, 4, ALL, 1e-5)  # FedGA has two releases per round
     assert found["clipped"] == 1.0
 
 
@@ -290,3 +329,35 @@ def test_the_noise_of_a_round_is_that_of_a_mean() -> None:
         ends.append(converse(rule.round(state, cohort), clients, [{}] * m)[0].x)
     found = ends[1] - ends[0]
     assert float(found.std()) == pytest.approx(2.0 * 0.5 / m, abs=5 * 0.25 / sqrt(2 * d))
+
+
+def test_the_fewest_clients_there_were_count(tmp_path: Path) -> None:
+    """Fewer to be drawn from hide each of them less, also after the others are back."""
+    rule = Private(FedAvg(), noise=4.0)
+    plan = make_plan(equal(rule), Where(on="local"), tmp_path)
+    driver = plan.driver(InProcess(plan.spec), StateStore(tmp_path / "states", plan.client_state, 10**9))
+    state = plan.start()
+    for index, there in enumerate((None, np.arange(5), None), 1):
+        driver, state = driver.resized(state, there)
+        state = driver.play(state, index).state
+    assert rule.measures(state.algorithm)["epsilon"] == privacy.epsilon(4.0, 3, 1, 4, 5, 1e-5)
+
+
+def test_every_release_has_noise_of_its_own() -> None:
+    """Four of two rounds of FedGA, whose clients send nothing but zeros: what was drawn twice could be taken off."""
+    d, m, zeros = 50_000, 4, np.zeros(4)
+    cohort, rule = Cohort(np.arange(m), np.ones(m), Population(np.ones(m, np.int64), np.ones(m))), Private(FedGA())
+    state, heard = rule.init(torch.zeros(d, dtype=torch.float64), cohort.population), []
+    for _ in range(2):
+        before, conversation = state.x, rule.round(state, cohort)
+        next(conversation)
+        for name in ("g", "delta"):
+            silent = Replies(cohort, {name: torch.zeros(d).double()}, {"clipped": zeros}, {}, torch.float64)
+            try:
+                heard.append(conversation.send(silent).down["g_mean"])
+            except StopIteration as stop:
+                state = stop.value
+        heard.append(state.x - before)
+    noises = torch.stack(heard)
+    assert noises.shape == (4, d)
+    assert float((torch.corrcoef(noises) - torch.eye(4)).abs().max()) < 5 / sqrt(d)

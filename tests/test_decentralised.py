@@ -19,7 +19,8 @@ from raygrad.algorithms.fedavgm import FedAvgM
 from raygrad.algorithms.fedaware_plugin import FedAwarePlugIn
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.fedopt import FedAdam
-from raygrad.contract import Algorithm
+from raygrad.algorithms.networked import Networked
+from raygrad.contract import Algorithm, Population
 from raygrad.devices import LogNormal
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
@@ -427,3 +428,16 @@ def test_too_many_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(base, "LIMIT_BYTES", 1000)
     with pytest.raises(BadInput, match=r"dsgd keeps 0\.0 MB of each client on the server: 6 clients are"):
         make_plan(problem(DSGD()), Where(on="local"), tmp_path)
+
+
+def test_too_many_estimates_are_refused_before_the_models_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, population = torch.zeros(10), Population(np.ones(N, np.int64), np.ones(N))
+    monkeypatch.setattr(base, "LIMIT_BYTES", 2 * N * x.nbytes)
+    assert DGA().init(x, population).w.shape == (N, 10)
+
+    def models(*_: object) -> None:
+        raise AssertionError("the models are made")
+
+    monkeypatch.setattr(Networked, "init", models)
+    with pytest.raises(BadInput, match="dga keeps"):
+        DGA(estimate="tracking").init(x, population)

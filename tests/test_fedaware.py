@@ -13,11 +13,11 @@ from torch import Tensor
 from raygrad import hull
 from raygrad.algorithms import base
 from raygrad.algorithms.fedavg import FedAvg
-from raygrad.algorithms.fedaware import FedAware
+from raygrad.algorithms.fedaware import FedAware, averaged
 from raygrad.algorithms.fedaware_plugin import FedAwarePlugIn
 from raygrad.algorithms.feddyn import FedDyn
 from raygrad.algorithms.fedga import FedGA
-from raygrad.contract import Algorithm
+from raygrad.contract import Algorithm, Cohort, Population, Replies
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Where
@@ -120,6 +120,15 @@ def test_rounds_by_hand(tmp_path: Path) -> None:
         assert (after.x - before.x - 0.7 * by_hand(after.m)).abs().max() <= 1e-12  # type: ignore[attr-defined]
         others = np.setdiff1d(np.arange(6), who)
         assert torch.equal(after.m[others], before.m[others])  # type: ignore[attr-defined]
+
+
+def test_momenta_by_hand() -> None:
+    """m <- (1 - a) m + a d for those who answered."""
+    m, d = vectors(4, 3, 1), vectors(2, 3, 2)
+    cohort = Cohort(np.array([3, 1]), np.ones(2), Population(np.ones(4, np.int64), np.ones(4)))
+    found = averaged(m, Replies(cohort, {}, {}, {"delta": d}, torch.float64), 0.3)
+    expected = torch.stack([m[0], 0.7 * m[1] + 0.3 * d[1], m[2], 0.7 * m[3] + 0.3 * d[0]])
+    assert torch.allclose(found, expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("inner", [FedAvg(), FedGA(beta=0.3), FedDyn(), FedAvg(server_lr=0.5)])

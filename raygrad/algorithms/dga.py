@@ -51,10 +51,10 @@ class DGA(Networked):
         check(self, lr=0, beta=0)
 
     def init(self, x: Tensor, population: Population) -> NetworkState:
-        s = super().init(x, population)
         if self.estimate == "gossip":
-            return s
-        c, g, _ = per_client(x, population, "dga", 3)
+            return super().init(x, population)
+        c, g, _ = per_client(x, population, "dga", 3)  # refused before the models are there
+        s = super().init(x, population)
         return TrackingState(s.x, s.w, s.there, s.rounds, c, g)
 
     def resize(self, state: Any, change: Change) -> Any:

@@ -4,9 +4,10 @@
     server:    sum_i u_i + N(0, (s C)^2)   in the place of each sum
 
 DP-FedAvg is this around FedAvg: McMahan et al., "Learning Differentially Private Recurrent Language Models" (arXiv
-1710.06963). Every communication is a release of its own. `measures` has the epsilon that the releases so far have come
-to, for clients drawn uniformly without replacement (`raygrad.privacy`; arXiv 1702.07476, arXiv 1808.00087), and the
-part of the clients that were scaled.
+1710.06963). Every communication is a release of its own; those of a round are of the same clients, so that drawing few
+hides them only once. `measures` has the epsilon that the releases so far have come to, for clients drawn uniformly
+without replacement in every round (`raygrad.privacy`; arXiv 1702.07476, arXiv 1808.00087), and the part of the clients
+that were scaled.
 It is a simulation: the noise is drawn from the experiment's seed, and losses and metrics in the tables are not private.
 Communications and state as the algorithm inside.
 """
@@ -32,6 +33,8 @@ class PrivateState(AroundState):
     """And what the accountant has to know."""
 
     releases: Tensor  # []
+    rounds: Tensor  # []
+    most: Tensor  # [], the most releases that a round had
     asked: Tensor  # [], the most clients that a release was of
     present: Tensor  # [], the fewest clients that there were
     clipped: Tensor  # [], the part of the clients that were scaled in the newest release
@@ -58,13 +61,13 @@ class Private(Around):
             raise BadInput("algorithm dp bounds what each client adds to a sum alike: it needs weights=equal")
         state, zero = super().init(x, population), x.new_zeros(())
         self._refuse(self.first_ask(state, population))
-        return PrivateState(state.inner, zero, zero, x.new_tensor(float(len(population))), zero)
+        return PrivateState(state.inner, zero, zero, zero, zero, x.new_tensor(float(len(population))), zero)
 
     def measures(self, state: PrivateState) -> Mapping[str, float]:
         """epsilon so far, and the part of the clients that were scaled."""
         found = {**super().measures(state), "clipped": float(state.clipped)}
         if self.noise and state.releases:
-            numbers = (int(t) for t in (state.releases, state.asked, state.present))
+            numbers = (int(t) for t in (state.rounds, state.most, state.asked, state.present))
             found["epsilon"] = privacy.epsilon(self.noise, *numbers, self.delta)
         return found
 
@@ -83,7 +86,8 @@ class Private(Around):
             return self._noisy(r, int(seen[-1].releases))
 
         inner = yield from self.driven(state.inner, cohort, changed)
-        return replace(seen[-1], inner=inner)
+        most = torch.maximum(state.most, seen[-1].releases - state.releases)
+        return replace(seen[-1], inner=inner, rounds=state.rounds + 1, most=most)
 
     def _refuse(self, ask: Ask) -> None:
         if ask.rows or ask.shares or ask.each:

@@ -101,11 +101,12 @@ def _kind(field: str, name: str, cls: type) -> None:
 
 
 def _papers(make: "Callable[[], Experiment]") -> str:
-    """The papers that a recipe, its algorithm and its regulariser name."""
+    """The papers that a recipe, its algorithm, its regulariser and its way with stragglers name."""
     from raygrad import citations
 
     e = make()
     found = [*citations.named(make.__doc__), *citations.of_kind(type(e.regularizer))]
+    found += citations.of_kind(type(e.stragglers))
     found += citations.of_kind(type(e.algorithm), whole_file=True)
     return f"(arXiv {', '.join(dict.fromkeys(found))})"
 
