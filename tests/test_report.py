@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
-from raygrad import html, pictures, report, turnout
+from raygrad import document, html, pictures, provenance, publish, report, timeline, turnout
 from raygrad import page as pages
 from raygrad.errors import BadInput
 from raygrad.rng import Purpose, rng
@@ -958,7 +958,7 @@ def test_partition_picture_of_another_kind(tmp_path: Path) -> None:
 
 def test_a_report_reads_tables_only() -> None:
     """The report knows no driver and no experiment, and matplotlib is imported when something is drawn."""
-    for module in (report, pages, html, pictures, turnout):
+    for module in (report, pages, document, publish, html, pictures, provenance, timeline, turnout):
         assert module.__file__ is not None
         tree = ast.parse(Path(module.__file__).read_text())
         top = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
@@ -966,7 +966,8 @@ def test_a_report_reads_tables_only() -> None:
         ours = {name for name in top if name.startswith("raygrad")}
         assert {".".join(name.split(".")[:2]) for name in ours} <= {
             "raygrad.html", "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables",
-            "raygrad.turnout", "raygrad.errors", "raygrad.citations",
+            "raygrad.turnout", "raygrad.errors", "raygrad.citations", "raygrad.document", "raygrad.publish",
+            "raygrad.provenance", "raygrad.timeline",
         }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
 
