@@ -1,19 +1,17 @@
 """What a report says about one run or several: tables, pictures, how it was made and how to repeat it."""
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pyarrow.compute as pc
 
-from raygrad import pictures, provenance, publish, report, tables, turnout
+from raygrad import curves, pictures, provenance, publish, report, tables, turnout
 from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
-from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, leaf, number, score
+from raygrad.report import PAPER_PROTOCOL, Group, RunView, leaf, number, score
 from raygrad.timeline import slowest, timeline
 
-_SHOWN_GROUPS = 10
 _GROUPS_ACROSS = 6
 """Up to so many groups are the columns of a table of differences; more are its rows."""
 
@@ -156,34 +154,6 @@ def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
 
 # --- the pictures
 
-Axis = Literal["rounds", "communications", "bytes", "seconds", "virtual_s"]
-Curved = Measure | Literal["train_loss"]
-
-_AXES: Mapping[Axis, str] = {
-    "rounds": "rounds",
-    "communications": "communications",
-    "bytes": "bytes, both directions",
-    "seconds": "wall seconds",
-    "virtual_s": "virtual seconds",
-}
-
-
-def _axes(views: Sequence[RunView]) -> list[Axis]:
-    """What curves are drawn over: seconds where they are known, virtual ones where time is modelled."""
-    left_out = set()
-    if not any(np.isfinite(v.seconds).any() for v in views):
-        left_out.add("seconds")
-    if not any(v.modelled for v in views):
-        left_out.add("virtual_s")
-    return [a for a in get_args(Axis) if a not in left_out]
-
-
-def _spent(v: RunView, axis: Axis) -> np.ndarray:
-    """What the run had spent by the end of each round, [R]."""
-    if axis == "bytes":
-        return v.bytes_down + v.bytes_up
-    return v.round if axis == "rounds" else getattr(v, axis)
-
 
 def _in_rows(panels: Sequence[pictures.Panel]) -> list[Sequence[pictures.Panel]]:
     """Panels in rows of three; four stand in one row."""
@@ -191,46 +161,30 @@ def _in_rows(panels: Sequence[pictures.Panel]) -> list[Sequence[pictures.Panel]]
     return [panels[i : i + width] for i in range(0, len(panels), width)]
 
 
+def _by_measure(panels: Sequence[pictures.Panel]) -> list[Sequence[pictures.Panel]]:
+    """Panels over several axes in rows, each measure's beside each other."""
+    titles = dict.fromkeys(p.title for p in panels)
+    return [row for title in titles for row in _in_rows([p for p in panels if p.title == title])]
+
+
 def _learning(groups: Sequence[Group], target: float | None) -> list[Part]:
     """Accuracy and loss over everything that a run spends; of a single run the training loss, too."""
     views = [v for g in groups for v in g.runs]
     if not any(len(v.round) for v in views):
         return [Words("No round is finished yet.")]
-    series, judged, axes = _series(groups), report.judged(groups), _axes(views)
-
-    def panels(title: str, y: str, curves: Sequence[tuple[Group, Curved, str, int | None]], line: float | None):
-        drawn = [(g, _mean_over_seeds(g, what, axes), label, colour) for g, what, label, colour in curves]
-        return [
-            pictures.Panel(
-                title,
-                _AXES[axis],
-                [pictures.Curve(label, *curve[axis], colour) for g, curve, label, colour in drawn if _has(g, axis)],
-                line,
-                log=y == "loss",
-                y_label=y,
-            )
-            for axis in axes
-        ]
-
-    alone = len(views) == 1
-    labels = [judged if alone else g.label for g in groups]
-    named = list(zip(groups, labels, series, strict=True))
-    losses: list[tuple[Group, Curved, str, int | None]] = [(g, "loss", label, s) for g, label, s in named]
-    if alone:
-        losses.append((groups[0], "train_loss", "training", 1))
-    title = f"{judged} accuracy" + (" (paper's protocol)" if judged == "test" else "")
-    each = [
-        panels(title, "share of examples", [(g, "accuracy", label, s) for g, label, s in named], target),
-        panels("loss" if alone else f"{judged} loss", "loss", losses, None),
+    drawn = [
+        replace(p, y_label="share of examples" if "accuracy" in p.title else "loss")
+        for axis in curves.axes(groups)
+        for p in curves.learning(groups, axis, target)
     ]
-    shown = [some for some in each if any(len(curve.y) for panel in some for curve in panel.curves)]
-    if not shown:
+    if not drawn:
         return [Heading("Learning"), Words("Nothing is measured yet.")]
-    what = "Accuracy and loss" if len(shown) == 2 else "Loss"
-    caption = _told(views[0]) if alone else f"{what} of {_groups(len(groups))}. {_legend(groups, series)}"
+    what = "Accuracy and loss" if any("accuracy" in p.title for p in drawn) else "Loss"
+    alone = len(views) == 1
+    caption = _told(views[0]) if alone else f"{what} of {_groups(len(groups))}. {_legend(groups)}"
     if target is not None:
         caption += f" The dotted line is the target, {target:g}."
-    drawing = pictures.lines([row for some in shown for row in _in_rows(some)])
+    drawing = pictures.lines(_by_measure(drawn))
     return [Heading("Learning"), Picture("learning", "Learning", caption.strip(), drawing)]
 
 
@@ -250,21 +204,6 @@ def _told(v: RunView) -> str:
     return " ".join(said)
 
 
-_PANELS = (
-    ("r(x)", ("r",), True),
-    ("‖∇r(x)‖", ("r_gradient_norm",), True),
-    ("gradient diversity n·Δ", ("diversity",), True),
-    ("mean cosine of client gradients", ("cosine", "pairwise_cosine"), False),
-    ("client drift", ("drift",), True),
-    ("accuracy per client", ("client_accuracy", "worst_accuracy"), False),
-    ("weighted gradient diversity Λ", ("weighted_diversity",), True),
-    ("batch that pays, B(x)", ("batch_bound",), True),
-)
-"""Title, measures, and whether a log scale may be taken, of each panel about one run."""
-_ASIDE = {"pairwise_cosine": ("between two clients", 1), "worst_accuracy": ("worst tenth of the clients", 2)}
-"""Label and look of the curves that share a panel with one of all clients."""
-
-
 def _alignment(groups: Sequence[Group]) -> list[Part]:
     """What the probes measured, over what the runs spent, and what theory says of a single run."""
     views = [v for g in groups for v in g.runs]
@@ -272,62 +211,26 @@ def _alignment(groups: Sequence[Group]) -> list[Part]:
     probed = [v for v in views if len(v.probes.round)]
     if not probed:
         return [Heading("Gradient alignment"), *known] if known else []
-    measured = {name for v in probed for name in v.probes.named}
     counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
-    clients = " or ".join(f"{n:,}" for n in counts)
-    series = _series(groups)
-
-    def panel(axis: Axis, title: str, names: Sequence[str], log: bool) -> pictures.Panel:
-        if len(views) == 1:
-            curves = [
-                pictures.Curve(label, *_mean_probe(groups[0], name, axis), look)
-                for name in names
-                for label, look in (_ASIDE.get(name, ("all clients", 0)),)
-                if name in measured
-            ]
-        else:
-            curves = [
-                pictures.Curve(g.label, *_mean_probe(g, names[0], axis), s)
-                for g, s in zip(groups, series, strict=True)
-                if names[0] in measured and _has(g, axis)
-            ]
-        return pictures.Panel(_counted(title, clients), _AXES[axis], curves, log=log)
-
-    said = _measures(clients, measured)
+    caption = _measures(" or ".join(f"{n:,}" for n in counts), {name for v in probed for name in v.probes.named})
     if len(views) == 1:
-        kinds = list(_PANELS)
-        changes = [
-            f"{report.PROBED[name]} {' to '.join(number(y) for _, y in views[0].probes.ends(name))}"
-            for name in views[0].probes.named
-        ]
-        said += f"Here: {', '.join(changes)}."
+        ends = views[0].probes.ends
+        changes = [f"{report.PROBED[n]} {' to '.join(number(y) for _, y in ends(n))}" for n in views[0].probes.named]
+        caption += f"Here: {', '.join(changes)}."
     else:
-        logs = {name: log for _, names, log in _PANELS for name in names}
-        kinds = [(title, (name,), logs[name]) for name, title in report.PROBED.items()]
-        said += _legend(groups, series)
-    every = [p for kind in kinds if (p := panel("communications", *kind)).curves]
-    drawn: list[Part] = [
-        Picture("alignment", "Gradient alignment", said.strip(), pictures.lines(_in_rows(every))),
+        caption += _legend(groups)
+    drawn = pictures.lines(_in_rows(curves.alignment(groups, "communications")))
+    parts: list[Part] = [Picture("alignment", "Gradient alignment", caption.strip(), drawn)]
+    others: list[curves.Axis] = [a for a in curves.axes(groups) if a != "communications"]
+    cost = [
+        p for a in others for p in curves.alignment(groups, a) if p.title.startswith(("r(x)", "gradient diversity"))
     ]
-    others: list[Axis] = [a for a in _axes(views) if a != "communications"]
-    rows = []
-    for kind in kinds:
-        if kind[1][0] in ("r", "diversity"):
-            rows += _in_rows([p for p in (panel(a, *kind) for a in others) if p.curves])
-    if rows:
-        caption = f"r(x) and gradient diversity as above, over {_listing([_AXES[a] for a in others])}. "
-        caption += "" if len(views) == 1 else _legend(groups, series)
+    if cost:
+        caption = "r(x) and gradient diversity as above, over everything else that was spent. "
+        caption += "" if len(views) == 1 else _legend(groups)
         title = "Gradient alignment and what it cost"
-        drawn.append(Picture("alignment-cost", title, caption.strip(), pictures.lines(rows)))
-    return [Heading("Gradient alignment"), *drawn, *known]
-
-
-def _listing(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
-
-
-def _counted(title: str, clients: str) -> str:
-    return f"{title} (n = {clients})" if "n·Δ" in title else title
+        parts.append(Picture("alignment-cost", title, caption.strip(), pictures.lines(_by_measure(cost))))
+    return [Heading("Gradient alignment"), *parts, *known]
 
 
 def _measures(clients: str, measured: set[str]) -> str:
@@ -456,71 +359,15 @@ def _partitioned(v: RunView) -> list[Part]:
     ]
 
 
-def _series(groups: Sequence[Group]) -> list[int | None]:
-    """Which look each group's curves have: the best groups have colours, the others are grey."""
-    measure = report.judging(groups)
-    sign = 1 if measure == "loss" else -1
-    best = [min((sign * b[1] for v in g.runs if (b := v.best(measure)) is not None), default=np.inf) for g in groups]
-    leading = sorted(sorted(range(len(groups)), key=lambda i: best[i])[:_SHOWN_GROUPS])
-    return [leading.index(i) if i in leading else None for i in range(len(groups))]
-
-
-def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
+def _legend(groups: Sequence[Group]) -> str:
     """What lines, bands and grey mean."""
-    said = []
+    said, series = [], curves.looks(groups)
     if any(len(g.runs) > 1 for g in groups):
         said.append("Lines: means over seeds at equal communications; bands: from the least to the largest.")
     if None in series:
         worse = "lower accuracy" if report.judging(groups) == "accuracy" else "larger loss"
         said.append(f"Grey: the {_groups(series.count(None))} with {worse}.")
     return " ".join(said)
-
-
-Line = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
-"""x, mean, least and largest (None for a single seed), each [p]."""
-
-
-def _has(g: Group, axis: Axis) -> bool:
-    """Whether the group has a place on the axis: without a device model there are no virtual seconds."""
-    return axis != "virtual_s" or all(v.modelled for v in g.runs)
-
-
-def _mean_over_seeds(g: Group, measure: Curved, axes: Sequence[Axis]) -> dict[Axis, Line]:
-    """The group's curve where all its seeds were measured, over each axis; seconds are means, too."""
-    at = [np.flatnonzero(np.isfinite(getattr(v, measure))) for v in g.runs]
-    common = _common([v.communications[i] for v, i in zip(g.runs, at, strict=True)])
-    at = [i[c] for i, c in zip(at, common, strict=True)]
-    rows = np.stack([getattr(v, measure)[i] for v, i in zip(g.runs, at, strict=True)])
-    xs: dict[Axis, np.ndarray] = {
-        a: np.stack([_spent(v, a)[i] for v, i in zip(g.runs, at, strict=True)]).mean(0) for a in axes
-    }
-    return {a: _line(x, rows) for a, x in xs.items()}
-
-
-def _mean_probe(g: Group, measure: str, axis: Axis) -> Line:
-    """The group's curve of one alignment measure where all its seeds have the same communications; virtual seconds are
-    means, too.
-    """
-    common = _common([_by_then(v.communications, v) for v in g.runs])
-    rows = np.stack([v.probes.values[measure][i] for v, i in zip(g.runs, common, strict=True)])
-    xs = [_by_then(_spent(v, axis), v)[i] for v, i in zip(g.runs, common, strict=True)]
-    return _line(np.stack(xs).mean(0), rows)
-
-
-def _by_then(spent: np.ndarray, v: RunView) -> np.ndarray:
-    """What was `spent` [R] by the end of each round that was probed (0 before the first round)."""
-    return np.concatenate([[0], spent])[np.searchsorted(v.round, v.probes.round, "right")]
-
-
-def _common(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each of the ascending `xs`, where it has the values that all of them have."""
-    shared = reduce(np.intersect1d, xs)
-    return [np.searchsorted(x, shared) for x in xs]
-
-
-def _line(x: np.ndarray, rows: np.ndarray) -> Line:
-    x = x.astype(np.float64)
-    return (x, rows.mean(0), None, None) if len(rows) == 1 else (x, rows.mean(0), rows.min(0), rows.max(0))
 
 
 def _differences(groups: Sequence[Group]) -> list[Part]:
