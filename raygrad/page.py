@@ -222,9 +222,7 @@ def _alignment(groups: Sequence[Group]) -> list[Part]:
     drawn = pictures.lines(_in_rows(curves.alignment(groups, "communications")))
     parts: list[Part] = [Picture("alignment", "Gradient alignment", caption.strip(), drawn)]
     others: list[curves.Axis] = [a for a in curves.axes(groups) if a != "communications"]
-    cost = [
-        p for a in others for p in curves.alignment(groups, a) if p.title.startswith(("r(x)", "gradient diversity"))
-    ]
+    cost = [p for a in others for p in curves.alignment(groups, a, ("r", "diversity"))]
     if cost:
         caption = "r(x) and gradient diversity as above, over everything else that was spent. "
         caption += "" if len(views) == 1 else _legend(groups)

@@ -524,7 +524,7 @@ def sheet(figures: Sequence["Figure"], kind: str) -> bytes:
 
 def words(text: str, size: float = 9, bold: bool = False) -> "Figure":
     """Wrapped text as wide as the pictures, to stand above or below them on a sheet."""
-    letters = int(1150 / size)  # to a line of 9.2 inches
+    letters = int(1240 / size)  # to a line of 9.2 inches
     wrapped = [line for part in text.splitlines() for line in wrap(part, letters) or [""]]
     with _styled():
         from matplotlib.figure import Figure

@@ -88,7 +88,7 @@ def environment(v: RunView) -> list[tuple[str, str]]:
         ]
         if shares:
             rows.append(("each host", ", ".join(shares)))
-    if "parameters" in v.data:
+    if isinstance(v.data.get("parameters"), int):
         rows.append(("parameters of the model", f"{v.data['parameters']:,}"))
     if "id" in v.data:
         rows.append(("prepared data", f"{str(v.data['id'])[:16]}…"))
