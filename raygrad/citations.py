@@ -3,8 +3,10 @@
 import re
 import sys
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from importlib import metadata
+from typing import Any, get_type_hints
 
 from raygrad.config import INNER
 
@@ -241,6 +243,44 @@ def of(experiment: Any) -> list[str]:
             found += of_kind(type(part), whole_file=f.name == "algorithm")
             part = getattr(part, INNER, None)
     return list(dict.fromkeys(found))
+
+
+def of_record(name: str, experiment: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The numbers of the papers behind a run called `name`, and the kinds of its parts that are not raygrad's own.
+
+    `experiment` is the settings as experiment.json has them, also of an older version. Nobody's code is imported but
+    raygrad's, so what parts of the user's own name is missing. A recipe of that `name` adds its papers.
+    """
+    from raygrad.experiment import Experiment
+    from raygrad.recipes import RECIPES
+
+    hints = get_type_hints(Experiment)
+    found, others = [MAIN.arxiv], []
+    for f in fields(Experiment):
+        registry, part = f.metadata.get("registry"), experiment.get(f.name)
+        if registry is None and is_dataclass(hints[f.name]):
+            found += of_kind(hints[f.name], whole_file=False)
+        while registry is not None and isinstance(part, Mapping):
+            kind = str(part.get("kind"))
+            if kind in registry:
+                found += of_kind(registry[kind], whole_file=f.name == "algorithm")
+            else:
+                others.append(kind)
+            part = part.get(INNER)
+    about = RECIPES[name].__doc__ if name in RECIPES else None
+    return list(dict.fromkeys([*found, *named(about)])), others
+
+
+def software() -> str:
+    """The entry of raygrad itself, with the version that is installed."""
+    return _SOFTWARE.format(version=metadata.version("raygrad"))
+
+
+_SOFTWARE = """@software{{raygrad,
+  title   = {{raygrad}},
+  note    = {{Distributed and federated learning on Ray, built around gradient alignment}},
+  version = {{{version}}}
+}}"""
 
 
 def bibtex(arxiv: str) -> str:

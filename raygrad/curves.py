@@ -4,7 +4,7 @@ A group's curve is the mean over its seeds where all of them have spent equally 
 the least to the largest. Any of the axes may be chosen for any panel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -87,8 +87,10 @@ def learning(groups: Sequence[Group], axis: Axis, target: float | None = None) -
     return [p for p in panels if any(len(c.y) for c in p.curves)]
 
 
-def alignment(groups: Sequence[Group], axis: Axis) -> list[Panel]:
-    """What the probes measured over an axis: measures that belong together share a panel of a single run."""
+def alignment(groups: Sequence[Group], axis: Axis, only: Collection[str] = ()) -> list[Panel]:
+    """What the probes measured over an axis, all of it or `only` some of `report.PROBED`: measures that belong together
+    share a panel of a single run.
+    """
     probed = [g for g in groups if any(len(v.probes.round) for v in g.runs) and _has(g, axis)]
     measured = {name for g in probed for v in g.runs for name in v.probes.named}
     alone = sum(len(g.runs) for g in groups) == 1
@@ -97,6 +99,8 @@ def alignment(groups: Sequence[Group], axis: Axis) -> list[Panel]:
     together = PROBE_PANELS if alone else [(title, (name,), logs[name]) for name, title in report.PROBED.items()]
     panels = []
     for title, names, log in together:
+        if only and not {*names} & {*only}:
+            continue
         curves = [
             Curve(label, *mean_probe(g, name, axis), look)
             for name in names

@@ -1,49 +1,16 @@
-"""What pages are made of: figures, tables, folded settings, and the document around them."""
+"""A document as one HTML page that needs nothing from outside."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from raygrad import pictures, storage
-from raygrad.citations import MAIN
-from raygrad.errors import BadInput, Stopped
-from raygrad.report import Leaf, leaf
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Settings = Mapping[str, Leaf]
+from raygrad import pictures
+from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad.report import leaf
 
 
-def figure(drawn: "Figure", name: str, title: str, caption: str, told: str = "") -> str:
-    """A picture with its caption; `told` is further alternative text."""
-    drawing = pictures.inline(drawn, name, f"{title}. {caption} {told}".strip())
-    return f'<figure id="{name}">{drawing}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table whose first column names the rows. With a header its cells do not wrap."""
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if header else ""
-    opening = '<div class="wide"><table class="grid">' if header else '<div class="wide"><table>'
-    return f"{opening}<caption>{escape(caption)}</caption>{head}<tbody>{body}</tbody></table></div>"
-
-
-def details(title: str, settings: Settings, opened: bool = False) -> str:
-    """Settings that can be folded away."""
-    if not settings:
-        return ""
-    inside = table([], [(key, leaf(value)) for key, value in settings.items()], title)
-    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{inside}</details>"
-
-
-def document(title: str, parts: Sequence[str]) -> str:
-    """A page of its own, which needs nothing from outside."""
+def page(document: Document) -> str:
+    """The page."""
 
     def rule(variables: Mapping[str, str]) -> str:
         return "".join(f"{name}:{colour};" for name, colour in variables.items())
@@ -52,29 +19,49 @@ def document(title: str, parts: Sequence[str]) -> str:
         f":root{{color-scheme:light dark;{rule(pictures.LIGHT)}}}"
         f"@media screen and (prefers-color-scheme:dark){{:root{{{rule(pictures.DARK)}}}}}" + _STYLE
     )
-    body = "\n".join(part for part in parts if part)
+    head = f'<h1>{escape(document.title)}</h1>\n<p class="sub">{escape(document.sub)}</p>'
+    body = "\n".join([head, *(text for part in document.parts if (text := _part(part)))])
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · raygrad</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
+        f"<title>{escape(document.name)} · raygrad</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
-def write(page: str, out: Path) -> Path:
-    """Write a page to `out`, or to report.html in that folder. Raises BadInput, or Stopped on a full disk."""
-    path = out / "report.html" if out.is_dir() else out
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic(path, page.encode())
-    except OSError as error:
-        if storage.is_full(error):
-            raise Stopped(f"{path} cannot be written: {error.strerror}; free some and repeat the command") from error
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
+def _part(part: Part) -> str:
+    match part:
+        case Heading(text):
+            return f"<h2>{escape(text)}</h2>"
+        case Words(text, note):
+            said = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+            return f'<p class="note">{said}</p>' if note else f"<p>{said}</p>"
+        case Code(text):
+            return f'<pre tabindex="0">{escape(text)}</pre>'
+        case Table(header, rows, caption):
+            return _table(header, rows, caption)
+        case Folded(title, settings, opened) if settings:
+            inside = _table([], [(key, leaf(value)) for key, value in settings.items()], title)
+            return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{inside}</details>"
+        case Picture(name, title, caption, drawn, told):
+            drawing = pictures.inline(drawn, name, f"{title}. {caption} {told}".strip())
+            return (
+                f'<figure id="{name}"><div class="wide" tabindex="0">{drawing}</div>'
+                f"<figcaption>{escape(caption)}</figcaption></figure>"
+            )
+    return ""
 
 
-CITED = f"<h2>Citation</h2><p>{escape(MAIN.short)}</p><pre>{escape(MAIN.bibtex)}</pre>"
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    head = f"<thead><tr>{head}</tr></thead>" if header else ""
+    opening = f'<table class="grid"><caption>{escape(caption)}' if header else f"<table><caption>{escape(caption)}"
+    return f'<div class="wide" tabindex="0">{opening}</caption>{head}<tbody>{body}</tbody></table></div>'
+
 
 _STYLE = """
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
@@ -84,7 +71,7 @@ h2{margin:2.5rem 0 .75rem;font-size:1.2rem}
 .sub,.note,figcaption{color:var(--muted)}
 .sub{margin:.25rem 0 1.5rem}
 .note,figcaption{font-size:.875rem;margin:.5rem 0 0}
-figure{margin:0 0 1rem;break-inside:avoid;overflow-x:auto}
+figure{margin:0 0 1rem;break-inside:avoid}
 svg{display:block;width:100%;min-width:36rem;height:auto}
 code{white-space:nowrap}
 .wide{overflow-x:auto}

@@ -1,60 +1,85 @@
-"""The HTML page about one run or several: tables, pictures and how to repeat it, in one self-contained file."""
+"""What a report says about one run or several: tables, pictures, how it was made and how to repeat it."""
 
 from collections.abc import Sequence
-from functools import reduce
-from html import escape
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow.compute as pc
 
-from raygrad import html, pictures, report, tables, turnout
-from raygrad.report import PAPER_PROTOCOL, Group, Measure, RunView, leaf, number, score
+from raygrad import curves, pictures, provenance, publish, report, tables, turnout
+from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad.report import PAPER_PROTOCOL, Group, RunView, leaf, number, score
+from raygrad.timeline import slowest, timeline
 
-if TYPE_CHECKING:
-    pass
-
-_SHOWN_GROUPS = 10
+_GROUPS_ACROSS = 6
+"""Up to so many groups are the columns of a table of differences; more are its rows."""
 
 
-def write_report(runs: Sequence[Path], out: Path, target: float | None = None) -> Path:
-    """Write one self-contained HTML file about `runs` and return its path.
+def write_report(
+    runs: Sequence[Path], out: Path, target: float | None = None, format: publish.Format | None = None
+) -> Path:
+    """Write a report about `runs` to `out` and return the path: one self-contained HTML file unless the ending of `out`
+    or `format` says otherwise, see `publish.destination`.
 
     One run: its settings, its table and its pictures. Several: groups by what differs, mean and spread over seeds, and
-    the cost of reaching the `target` accuracy (by default `report.common_target`). `out` is the file, or a folder for
-    report.html. The same folders give the same bytes. Raises BadInput.
+    the cost of reaching the `target` accuracy (by default `report.common_target`). The same folders give the same
+    bytes. Raises BadInput.
     """
-    views = report.views(runs)
-    page = _one(views[0]) if len(views) == 1 else _several(views, target)
-    return html.write(page, out)
+    publish.destination(out, format)
+    return publish.write(document(report.views(runs), target), out, format)
 
 
-def _one(v: RunView) -> str:
+def document(views: Sequence[RunView], target: float | None = None) -> Document:
+    """The report about runs that were read already."""
+    return _one(views[0]) if len(views) == 1 else _several(views, target)
+
+
+def _one(v: RunView) -> Document:
     alone = [Group(v.name, {}, (v,))]
-    repeat = f"raygrad run experiment.json\nraygrad resume {v.title}\nraygrad digest {v.title}"
+    lineage = provenance.lineage(v)
     parts = [
-        f"<h1>{escape(v.name)}</h1>",
-        f'<p class="sub">run {escape(v.title)} · experiment {escape(v.hash[:12])}</p>',
-        html.table([], report.summary_of(v), "What the run did"),
+        Table([], report.summary_of(v), "What the run did"),
         *_learning(alone, None),
         *_alignment(alone),
         *_participation(v),
+        *_hosts(v),
         *_partitioned(v),
-        "<h2>Settings</h2>",
-        html.details("Experiment", v.settings, opened=True),
-        html.details("Machines", v.where),
-        html.details("Numerics", v.numerics),
-        "<h2>How to repeat it</h2>",
-        "<p>The first line, in the run's folder, trains the same model again. The second continues the run where it "
-        "stopped (with <code>--rounds</code>, up to a larger total). The third prints one line, which is the same for "
-        f"runs with the same result.</p><pre>{escape(repeat)}</pre>",
-        html.CITED,
+        Heading("Settings"),
+        Folded("Experiment", v.settings, opened=True),
+        Folded("Machines", v.where),
+        *([Heading("Lineage"), Table([], lineage, "Where the run comes from")] if lineage else []),
+        *_environment(v),
+        Heading("How to repeat it"),
+        Words(
+            "The first line, in the run's folder, trains the same model again. The second continues the run where it "
+            "stopped (with `--rounds`, up to a larger total). The third prints one line, which is the same for runs "
+            "with the same result."
+        ),
+        Code(f"raygrad run experiment.json\nraygrad resume {v.title}\nraygrad digest {v.title}"),
+        *_cited([v]),
     ]
-    return html.document(v.title, parts)
+    return Document(v.title, v.name, f"run {v.title} · experiment {v.hash[:12]}", parts)
 
 
-def _several(views: Sequence[RunView], target: float | None) -> str:
+def _environment(v: RunView, several: bool = False) -> list[Part]:
+    rows = provenance.environment(v)
+    if not rows:
+        return []
+    note = [Words(f"Of {v.title}; in what others differ stands above.", note=True)] if several else []
+    return [Heading("Environment"), Table([], rows, "What was computed with"), *note]
+
+
+def _cited(views: Sequence[RunView]) -> list[Part]:
+    """The papers behind the runs, and their entries."""
+    papers, entries, others = provenance.bibliography(views)
+    said = f"{'This run stands' if len(views) == 1 else 'These runs stand'} on: {'; '.join(papers)}."
+    if others:
+        said += f" Of parts that are not raygrad's own ({', '.join(others)}) nothing is known here; cite them, too."
+    return [Heading("Citation"), Words(said), Code("\n\n".join(entries))]
+
+
+def _several(views: Sequence[RunView], target: float | None) -> Document:
     groups = report.group(views)
     goal, origin = report.chosen_target(groups, target)
     header, rows = report.comparison_of(groups, goal)
@@ -72,24 +97,26 @@ def _several(views: Sequence[RunView], target: float | None) -> str:
     ]
     differing = {k for g in groups for k in g.fields} | {"seed"}
     shared = {k: x for k, x in views[0].settings.items() if k not in differing}
-    title = f"{len(views)} runs, {_groups(len(groups))}"
+    title = f"{len(views):,} runs, {_groups(len(groups))}"
     measure = report.judging(groups)
+    forks = [(v.title, f"{f.run} after round {f.round:,}") for v in views if (f := provenance.origin(v.path))]
     parts = [
-        f"<h1>{title}</h1>",
-        f'<p class="sub">{escape(", ".join(sorted({v.name for v in views})))}</p>',
-        html.table(header, rows, measure.capitalize() if goal is None else f"Cost and {measure}"),
-        f'<p class="note">{escape(_protocol(groups, goal, origin))}</p>',
+        Table(header, rows, measure.capitalize() if goal is None else f"Cost and {measure}"),
+        Words(_protocol(groups, goal, origin), note=True),
         *_learning(groups, goal),
         *_alignment(groups),
-        "<h2>Groups</h2>",
-        _fields(groups),
-        html.table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
-        html.details("What all runs share", shared),
-        "<h2>How to repeat it</h2>",
-        "<p>In the folder of a run:</p><pre>raygrad run experiment.json</pre>",
-        html.CITED,
+        Heading("Groups"),
+        *_differences(groups),
+        Table(["run", "group", "seed", "rounds", "on", "experiment"], runs, "Runs"),
+        *([Table(["run", "forked from"], forks, "Lineage")] if forks else []),
+        Folded("What all runs share", shared),
+        *_environment(views[0], several=True),
+        Heading("How to repeat it"),
+        Words("In the folder of a run:"),
+        Code("raygrad run experiment.json"),
+        *_cited(views),
     ]
-    return html.document(title, parts)
+    return Document(title, title, ", ".join(sorted({v.name for v in views})), parts)
 
 
 def _groups(count: int) -> str:
@@ -125,57 +152,40 @@ def _protocol(groups: Sequence[Group], goal: float | None, origin: str) -> str:
     return " ".join(said)
 
 
-# --- the pictures on the page
-
-Axis = Literal["communications", "seconds", "virtual_s"]
-ProbeAxis = Literal["communications", "virtual_s"]
-Curved = Measure | Literal["train_loss"]
+# --- the pictures
 
 
-def _learning(groups: Sequence[Group], target: float | None) -> list[str]:
-    """Accuracy and loss over communications and seconds; of a single run the training loss, too."""
+def _in_rows(panels: Sequence[pictures.Panel]) -> list[Sequence[pictures.Panel]]:
+    """Panels in rows of three; four stand in one row."""
+    width = 4 if len(panels) == 4 else 3
+    return [panels[i : i + width] for i in range(0, len(panels), width)]
+
+
+def _by_measure(panels: Sequence[pictures.Panel]) -> list[Sequence[pictures.Panel]]:
+    """Panels over several axes in rows, each measure's beside each other."""
+    titles = dict.fromkeys(p.title for p in panels)
+    return [row for title in titles for row in _in_rows([p for p in panels if p.title == title])]
+
+
+def _learning(groups: Sequence[Group], target: float | None) -> list[Part]:
+    """Accuracy and loss over everything that a run spends; of a single run the training loss, too."""
     views = [v for g in groups for v in g.runs]
     if not any(len(v.round) for v in views):
-        return ["<p>No round is finished yet.</p>"]
-    series, judged = _series(groups), report.judged(groups)
-    axes: dict[Axis, str] = {"communications": "communications"}
-    if any(np.isfinite(v.seconds).any() for v in views):
-        axes["seconds"] = "wall seconds"
-    if any(v.modelled for v in views):
-        axes["virtual_s"] = "virtual seconds"
-
-    def panels(title: str, curves: Sequence[tuple[Group, Curved, str, int | None]], line: float | None, log: bool):
-        drawn = [(g, _mean_over_seeds(g, what, list(axes)), label, colour) for g, what, label, colour in curves]
-        return [
-            pictures.Panel(
-                title,
-                text,
-                [pictures.Curve(label, *curve[axis], colour) for g, curve, label, colour in drawn if _has(g, axis)],
-                line,
-                log,
-            )
-            for axis, text in axes.items()
-        ]
-
-    alone = len(views) == 1
-    labels = [judged if alone else g.label for g in groups]
-    named = list(zip(groups, labels, series, strict=True))
-    losses: list[tuple[Group, Curved, str, int | None]] = [(g, "loss", label, s) for g, label, s in named]
-    if alone:
-        losses.append((groups[0], "train_loss", "training", 1))
-    title = f"{judged} accuracy" + (" (paper's protocol)" if judged == "test" else "")
-    rows = [
-        panels(title, [(g, "accuracy", label, s) for g, label, s in named], target, False),
-        panels("loss" if alone else f"{judged} loss", losses, None, True),
+        return [Words("No round is finished yet.")]
+    drawn = [
+        replace(p, y_label="share of examples" if "accuracy" in p.title else "loss")
+        for axis in curves.axes(groups)
+        for p in curves.learning(groups, axis, target)
     ]
-    grid = [row for row in rows if any(len(curve.y) for panel in row for curve in panel.curves)]
-    if not grid:
-        return ["<h2>Learning</h2>", "<p>Nothing is measured yet.</p>"]
-    what = "Accuracy and loss" if len(grid) == 2 else "Loss"
-    caption = _told(views[0]) if alone else f"{what} of {_groups(len(groups))}. {_legend(groups, series)}"
+    if not drawn:
+        return [Heading("Learning"), Words("Nothing is measured yet.")]
+    what = "Accuracy and loss" if any("accuracy" in p.title for p in drawn) else "Loss"
+    alone = len(views) == 1
+    caption = _told(views[0]) if alone else f"{what} of {_groups(len(groups))}. {_legend(groups)}"
     if target is not None:
         caption += f" The dotted line is the target, {target:g}."
-    return ["<h2>Learning</h2>", html.figure(pictures.lines(grid), "learning", "Learning", caption)]
+    drawing = pictures.lines(_by_measure(drawn))
+    return [Heading("Learning"), Picture("learning", "Learning", caption.strip(), drawing)]
 
 
 def _told(v: RunView) -> str:
@@ -194,74 +204,31 @@ def _told(v: RunView) -> str:
     return " ".join(said)
 
 
-_PANELS = (
-    ("r(x)", ("r",), True),
-    ("‖∇r(x)‖", ("r_gradient_norm",), True),
-    ("gradient diversity n·Δ", ("diversity",), True),
-    ("mean cosine of client gradients", ("cosine", "pairwise_cosine"), False),
-    ("client drift", ("drift",), True),
-    ("accuracy per client", ("client_accuracy", "worst_accuracy"), False),
-    ("weighted gradient diversity Λ", ("weighted_diversity",), True),
-    ("batch that pays, B(x)", ("batch_bound",), True),
-)
-"""Title, measures, and whether a log scale may be taken, of each panel about one run."""
-_ASIDE = {"pairwise_cosine": ("between two clients", 1), "worst_accuracy": ("worst tenth of the clients", 2)}
-"""Label and look of the curves that share a panel with one of all clients."""
-
-
-def _alignment(groups: Sequence[Group]) -> list[str]:
-    """What the probes measured, over communications and virtual seconds, and what theory says of a single run."""
+def _alignment(groups: Sequence[Group]) -> list[Part]:
+    """What the probes measured, over what the runs spent, and what theory says of a single run."""
     views = [v for g in groups for v in g.runs]
-    known = _theory(views[0]) if len(views) == 1 else ""
+    known = _theory(views[0]) if len(views) == 1 else []
     probed = [v for v in views if len(v.probes.round)]
     if not probed:
-        return ["<h2>Gradient alignment</h2>", known] if known else []
-    measured = {name for v in probed for name in v.probes.named}
+        return [Heading("Gradient alignment"), *known] if known else []
     counts = sorted({int(n) for v in probed for n in np.unique(v.probes.clients)})
-    clients = " or ".join(f"{n:,}" for n in counts)
-    caption = _measures(clients, measured)
-    axes: dict[ProbeAxis, str] = {"communications": "communications"}
-    if any(v.modelled for v in views):
-        axes["virtual_s"] = "virtual seconds"
-    panels: dict[ProbeAxis, list[pictures.Panel]] = {axis: [] for axis in axes}
+    caption = _measures(" or ".join(f"{n:,}" for n in counts), {name for v in probed for name in v.probes.named})
     if len(views) == 1:
-        for axis, text in axes.items():
-            for title, names, log in _PANELS:
-                curves = [
-                    pictures.Curve(label, *_mean_probe(groups[0], name, axis), look)
-                    for name in names
-                    for label, look in (_ASIDE.get(name, ("all clients", 0)),)
-                    if name in measured
-                ]
-                if curves:
-                    panels[axis].append(pictures.Panel(_counted(title, clients), text, curves, log=log))
-        changes = [
-            f"{report.PROBED[name]} {' to '.join(number(y) for _, y in views[0].probes.ends(name))}"
-            for name in views[0].probes.named
-        ]
+        ends = views[0].probes.ends
+        changes = [f"{report.PROBED[n]} {' to '.join(number(y) for _, y in ends(n))}" for n in views[0].probes.named]
         caption += f"Here: {', '.join(changes)}."
     else:
-        series, logs = _series(groups), {name: log for _, names, log in _PANELS for name in names}
-        for axis, text in axes.items():
-            for name, title in report.PROBED.items():
-                if name in measured:
-                    curves = [
-                        pictures.Curve(g.label, *_mean_probe(g, name, axis), s)
-                        for g, s in zip(groups, series, strict=True)
-                        if _has(g, axis)
-                    ]
-                    panels[axis].append(pictures.Panel(_counted(title, clients), text, curves, log=logs[name]))
-        caption += _legend(groups, series)
-    grid = []
-    for some in panels.values():
-        shown = [p for p in some if p.curves]
-        grid += [shown[i : i + 3] for i in range(0, len(shown), 3)]
-    drawing = html.figure(pictures.lines(grid), "alignment", "Gradient alignment", caption.strip())
-    return ["<h2>Gradient alignment</h2>", drawing, known]
-
-
-def _counted(title: str, clients: str) -> str:
-    return f"{title} (n = {clients})" if "n·Δ" in title else title
+        caption += _legend(groups)
+    drawn = pictures.lines(_in_rows(curves.alignment(groups, "communications")))
+    parts: list[Part] = [Picture("alignment", "Gradient alignment", caption.strip(), drawn)]
+    others: list[curves.Axis] = [a for a in curves.axes(groups) if a != "communications"]
+    cost = [p for a in others for p in curves.alignment(groups, a, ("r", "diversity"))]
+    if cost:
+        caption = "r(x) and gradient diversity as above, over everything else that was spent. "
+        caption += "" if len(views) == 1 else _legend(groups)
+        title = "Gradient alignment and what it cost"
+        parts.append(Picture("alignment-cost", title, caption.strip(), pictures.lines(_by_measure(cost))))
+    return [Heading("Gradient alignment"), *parts, *known]
 
 
 def _measures(clients: str, measured: set[str]) -> str:
@@ -287,11 +254,11 @@ def _measures(clients: str, measured: set[str]) -> str:
     return "".join(said)
 
 
-def _theory(v: RunView) -> str:
+def _theory(v: RunView) -> list[Part]:
     """The net alignment coefficient in a sentence, where it is known."""
     net = report.net_alignment(v)
     if net is None:
-        return ""
+        return []
     formula = "" if net.beta is None else "−αK(β − α(K−1)/2) = "
     said = (
         f"To second order, a round is K steps of gradient descent plus c ∇r(x), with c = {formula}"
@@ -303,10 +270,10 @@ def _theory(v: RunView) -> str:
             f" β = α(K−1)/2 = {number(to_scaffold)} would align as much as SCAFFOLD (c = 0), β = αK/2 = "
             f"{number(to_sgd)} as much as sequential SGD (c = −Kα²/2)."
         )
-    return f'<p class="note">{escape(said)}</p>'
+    return [Words(said, note=True)]
 
 
-def _participation(v: RunView) -> list[str]:
+def _participation(v: RunView) -> list[Part]:
     table = tables.read(v.path, "clients", ["round", "client", "outcome"])
     table = table.filter(pc.field("outcome").is_null() | (pc.field("outcome") == "answered"))
     if not table.num_rows:
@@ -326,19 +293,54 @@ def _participation(v: RunView) -> list[str]:
     known = turnout.turnout(v.path, v.asynchronous)
     if not known.complete:
         caption += f" Taking part is an answer that counts; {known}."
-    return ["<h2>Participation</h2>", html.figure(figure, "participation", "Who took part", caption), _leaning(v)]
+    return [Heading("Participation"), Picture("participation", "Who took part", caption, figure), *_leaning(v)]
 
 
-def _leaning(v: RunView) -> str:
+def _leaning(v: RunView) -> list[Part]:
     """That an asynchronous run leans to fast clients, and how far."""
     found = turnout.leaning(v.path, population=v.population) if v.asynchronous else None
     if found is None:
-        return ""
+        return []
     said = "An asynchronous run leans to the data of fast clients, since whoever is done may begin again; here "
-    return f'<p class="note">{escape(f"{said}{found}.")}</p>'
+    return [Words(f"{said}{found}.", note=True)]
 
 
-def _partitioned(v: RunView) -> list[str]:
+def _hosts(v: RunView) -> list[Part]:
+    """Which host worked when, with faults and stragglers."""
+    found = timeline(v.path)
+    if not len(found):
+        return []
+    slow = slowest(found)
+    begin, end = found.span
+    again = int((found.attempt > 1).sum())
+    counts = np.bincount(found.outcome, minlength=len(found.outcomes))[1:]
+    kinds = [f"{n:,} {name}" for name, n in zip(found.outcomes[1:], counts, strict=True) if n]
+    count = len(found.hosts)
+    kinds = [
+        f"not answered: {', '.join(kinds)}" if kinds else "all answered",
+        *([f"{again:,} made again"] * (again > 0)),
+    ]
+    said = [
+        f"{len(found):,} attempts at gangs on {count:,} {'host' if count == 1 else 'hosts'} in {end - begin:,.4g} wall "
+        f"seconds; {', '.join(kinds)}."
+    ]
+    if len(found) > pictures.MAX_BARS:
+        said.append("Shades: the share of each stretch of time in which a host worked.")
+    else:
+        said.append("A bar is a gang.")
+    said.append("Below: of each host the median and the 5th to 95th percentile of its gangs' seconds")
+    if len(slow[0]):
+        worst = int(slow[1].argmax())
+        said[-1] += (
+            f"; and how many times the median gang of a phase its slowest one took: {np.median(slow[1]):.3g} in the "
+            f"median round, {slow[1][worst]:.3g} in round {slow[0][worst]:,}"
+        )
+    said[-1] += "."
+    drawing = pictures.timeline(found, slow)
+    return [Heading("Hosts"), Picture("hosts", "Hosts, faults and stragglers", " ".join(said), drawing)]
+
+
+def _partitioned(v: RunView) -> list[Part]:
     counts, examples, validation = report.partition_of(v)
     if not len(examples):
         return []
@@ -347,24 +349,17 @@ def _partitioned(v: RunView) -> list[str]:
     if counts is not None:
         caption += " Blank: none of the class."
     told = "; ".join(f"{label}: {value}" for label, value in rows)
-    drawing = html.figure(
-        pictures.partition(counts, examples, v.class_names), "partition", "Clients and classes", caption, told
-    )
-    return ["<h2>Partition</h2>", drawing, html.table([], rows, "The partition")]
+    drawing = pictures.partition(counts, examples, v.class_names)
+    return [
+        Heading("Partition"),
+        Picture("partition", "Clients and classes", caption, drawing, told),
+        Table([], rows, "The partition"),
+    ]
 
 
-def _series(groups: Sequence[Group]) -> list[int | None]:
-    """Which look each group's curves have: the best groups have colours, the others are grey."""
-    measure = report.judging(groups)
-    sign = 1 if measure == "loss" else -1
-    best = [min((sign * b[1] for v in g.runs if (b := v.best(measure)) is not None), default=np.inf) for g in groups]
-    leading = sorted(sorted(range(len(groups)), key=lambda i: best[i])[:_SHOWN_GROUPS])
-    return [leading.index(i) if i in leading else None for i in range(len(groups))]
-
-
-def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
+def _legend(groups: Sequence[Group]) -> str:
     """What lines, bands and grey mean."""
-    said = []
+    said, series = [], curves.looks(groups)
     if any(len(g.runs) > 1 for g in groups):
         said.append("Lines: means over seeds at equal communications; bands: from the least to the largest.")
     if None in series:
@@ -373,57 +368,15 @@ def _legend(groups: Sequence[Group], series: Sequence[int | None]) -> str:
     return " ".join(said)
 
 
-Line = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]
-"""x, mean, least and largest (None for a single seed), each [p]."""
-
-
-def _has(g: Group, axis: Axis) -> bool:
-    """Whether the group has a place on the axis: without a device model there are no virtual seconds."""
-    return axis != "virtual_s" or all(v.modelled for v in g.runs)
-
-
-def _mean_over_seeds(g: Group, measure: Curved, axes: Sequence[Axis]) -> dict[Axis, Line]:
-    """The group's curve where all its seeds were measured, over each axis; seconds are means, too."""
-    at = [np.flatnonzero(np.isfinite(getattr(v, measure))) for v in g.runs]
-    common = _common([v.communications[i] for v, i in zip(g.runs, at, strict=True)])
-    at = [i[c] for i, c in zip(at, common, strict=True)]
-    rows = np.stack([getattr(v, measure)[i] for v, i in zip(g.runs, at, strict=True)])
-    xs: dict[Axis, np.ndarray] = {
-        a: np.stack([getattr(v, a)[i] for v, i in zip(g.runs, at, strict=True)]).mean(0) for a in axes
-    }
-    return {a: _line(x, rows) for a, x in xs.items()}
-
-
-def _mean_probe(g: Group, measure: str, axis: ProbeAxis) -> Line:
-    """The group's curve of one alignment measure where all its seeds have the same communications; virtual seconds are
-    means, too.
-    """
-    common = _common([_by_then(v.communications, v) for v in g.runs])
-    rows = np.stack([v.probes.values[measure][i] for v, i in zip(g.runs, common, strict=True)])
-    xs = [_by_then(getattr(v, axis), v)[i] for v, i in zip(g.runs, common, strict=True)]
-    return _line(np.stack(xs).mean(0), rows)
-
-
-def _by_then(spent: np.ndarray, v: RunView) -> np.ndarray:
-    """What was `spent` [R] by the end of each round that was probed (0 before the first round)."""
-    return np.concatenate([[0], spent])[np.searchsorted(v.round, v.probes.round, "right")]
-
-
-def _common(xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For each of the ascending `xs`, where it has the values that all of them have."""
-    shared = reduce(np.intersect1d, xs)
-    return [np.searchsorted(x, shared) for x in xs]
-
-
-def _line(x: np.ndarray, rows: np.ndarray) -> Line:
-    x = x.astype(np.float64)
-    return (x, rows.mean(0), None, None) if len(rows) == 1 else (x, rows.mean(0), rows.min(0), rows.max(0))
-
-
-def _fields(groups: Sequence[Group]) -> str:
-    """What sets the groups apart, in full."""
-    keys = list(dict.fromkeys(k for g in groups for k in g.fields))
-    if not keys:
-        return "<p>The runs differ in their seed only.</p>"
-    rows = [[g.label, *(leaf(g.fields[k]) if k in g.fields else "" for k in keys)] for g in groups]
-    return html.table(["group", *keys], rows, "What sets the groups apart")
+def _differences(groups: Sequence[Group]) -> list[Part]:
+    """In what the groups differ, in full: settings, machines and numerics."""
+    found = provenance.differences(groups)
+    keys = {k for g in groups for k in g.fields}
+    parts: list[Part] = [] if keys else [Words("The runs differ in their seed only.")]
+    if not found:
+        return parts
+    labels = [g.label for g in groups]
+    if len(groups) <= _GROUPS_ACROSS:
+        return [*parts, Table(["setting", *labels], [[name, *values] for name, values in found], "Differences")]
+    rows = [[label, *(values[i] for _, values in found)] for i, label in enumerate(labels)]
+    return [*parts, Table(["group", *(name for name, _ in found)], rows, "Differences")]

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from raygrad.errors import BadInput
+from raygrad.timeline import Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +31,12 @@ MAX_POINTS = 2000
 MAX_CLIENTS = 200
 """More clients than these share rows or columns of a picture."""
 MAX_ROUNDS = 400
+MAX_BARS = 400
+"""So many attempts at gangs are drawn one by one; more as the share of the time in which a host worked."""
+_MAX_MARKS = 2000
+_PANEL_POINTS = 40_000  # of all curves in a panel together
+_MAX_GREY = 100  # more grey curves than these are drawn as one image
+_DPI = 200
 _BARS = 50  # up to so many clients have bars that stand apart
 
 INK, MUTED, GRID, PAPER = "#1c1b1a", "#6d6b67", "#deddd8", "#fefefd"
@@ -101,7 +109,8 @@ class Curve:
 class Panel:
     """One pair of axes with curves; `line` is a horizontal mark (a target). Large positive ranges get a log scale.
 
-    With `log_x` the x axis goes by doublings; all x are above 0 then.
+    With `log_x` the x axis goes by doublings; all x are above 0 then. `y_label` is written where the panel is the first
+    of its row.
     """
 
     title: str
@@ -110,6 +119,7 @@ class Panel:
     line: float | None = None
     log: bool = False
     log_x: bool = False
+    y_label: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +179,8 @@ def lines(grid: Sequence[Sequence[Panel]]) -> "Figure":
             for j, panel in enumerate(row):
                 shared = first if first is not None and row[0].title == panel.title else None
                 axes = figure.add_subplot(len(grid), columns, i * columns + j + 1, sharey=shared)
+                _draw(axes, panel, first is None)
                 first = first or axes
-                _draw(axes, panel)
         names = {c.label: c for row in grid for p in row for c in p.curves if c.series is not None}
         if len(names) > 1:
             handles = [_handle(c) for c in names.values()]
@@ -209,6 +219,79 @@ def participation(clients: np.ndarray, rounds: np.ndarray, population: int, last
         often = np.bincount(clients, minlength=population)
         _whole_numbers(histogram, often, SERIES[0])
         histogram.set(title="how often", xlabel="rounds a client took part in", ylabel="clients")
+        return figure
+
+
+_MARKS = ("x", "v", "s", "D", "^", "P")
+
+
+def timeline(found: Timeline, slow: tuple[np.ndarray, np.ndarray]) -> "Figure":
+    """Which host worked when, with what was not answered or made again; below it each host's gangs and the stragglers.
+
+    Up to `MAX_BARS` attempts are bars; more are the share of each stretch of time in which a host worked. `slow` is of
+    each round [p] and of how many times the median gang of a phase its slowest one took [p].
+    """
+    names, (begin, end) = found.hosts, found.span
+    bars = len(found) <= MAX_BARS
+    with _styled():
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import MaxNLocator
+
+        rows = min(5.0, 1.5 + 0.2 * len(names))
+        figure = Figure(figsize=(9.2, rows + 2.5), layout="constrained")
+        parts = figure.add_gridspec(2, 2, height_ratios=(rows, 2.2))
+        when, hosts, late = (figure.add_subplot(part) for part in (parts[0, :], parts[1, 0], parts[1, 1]))
+        if bars:
+            for h in range(len(names)):
+                mine = found.host == h
+                spans = np.stack([found.start_s[mine], (found.end_s - found.start_s)[mine]], 1)
+                when.broken_barh(
+                    [(a, b) for a, b in spans], (h - 0.35, 0.7), facecolor=SERIES[0], edgecolor=PAPER, linewidth=0.4
+                )
+            when.set_xlim(begin, max(end, begin + 1e-9))
+        else:
+            edges = np.linspace(begin, end, MAX_ROUNDS + 1)
+            _heat_map(when, found.busy(edges), (begin, end, -0.5, len(names) - 0.5))
+            _colour_bar(figure, when, "share of the time at work")
+        handles = []
+        marked = found.troubled()
+        for i, name in enumerate(found.outcomes):
+            at = np.flatnonzero(marked.outcome == i)
+            if not len(at):
+                continue
+            at = at[np.unique(np.linspace(0, len(at) - 1, min(len(at), _MAX_MARKS)).astype(np.int64))]
+            colour = SERIES[1 + (i - 1) % 3] if i else INK
+            line = Line2D(
+                marked.end_s[at] if i else marked.start_s[at], marked.host[at], color=colour, linestyle="",
+                marker=_MARKS[(i - 1) % len(_MARKS)] if i else "o", markerfacecolor=colour if i else "none",
+                markersize=5, label=name if i else "made again, and answered",
+            )  # fmt: skip
+            when.add_line(line)
+            handles.append(line)
+        when.set(title="hosts at work", xlabel="wall seconds since the run began", ylabel="host")
+        when.set_ylim(len(names) - 0.5, -0.5)
+        if len(names) <= 24:
+            when.set_yticks(range(len(names)), [_cut(name, 24) for name in names])
+        else:
+            when.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+        when.grid(False)
+        took = found.end_s - found.start_s
+        each = [np.percentile(took[found.host == h], (5, 50, 95)) for h in range(len(names))]
+        low, middle, high = np.array(each).reshape(-1, 3).T
+        hosts.vlines(np.arange(len(names)), low, high, color=SERIES[0], linewidth=2, alpha=0.5)
+        hosts.plot(np.arange(len(names)), middle, "o", color=SERIES[0], markersize=4)
+        hosts.set(title="seconds of a host's gangs", xlabel="host, in the order above", ylabel="seconds")
+        hosts.set_ylim(bottom=0)
+        hosts.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+        hosts.set_xlim(-0.5, len(names) - 0.5)
+        x, y = slow
+        at = thin(y)
+        late.plot(x[at], y[at], color=SERIES[0], linewidth=1.1, marker="o" if len(at) <= 30 else "", markersize=3)
+        late.set(title="slowest gang of a phase", xlabel="round", ylabel="times the median gang")
+        late.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=4)
         return figure
 
 
@@ -364,34 +447,95 @@ def parallel(axes_of: Sequence[Axis], value: np.ndarray, label: str) -> "Figure"
 
 def inline(figure: "Figure", name: str, description: str) -> str:
     """The figure as an SVG element for an HTML page. `name` makes its ids unique there, `description` is read aloud."""
-    with _styled():
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, count=1, flags=re.DOTALL)
+    svg = _svg(figure, transparent=True)
     opening = svg[: svg.index(">") + 1]
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box is not None
     space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     svg = f'<svg {space} {box[0]} role="img" aria-label="{escape(description)}">' + svg[len(opening) :]
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = _prefixed(svg, name)
     return re.sub("|".join(VARIABLES), lambda colour: f"var({VARIABLES[colour[0]]})", svg).rstrip()
+
+
+def _svg(figure: "Figure", transparent: bool) -> str:
+    """The figure's SVG element, without the XML declaration and the metadata."""
+    with _styled():
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=transparent, metadata={"Date": None})
+    svg = out.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], count=1, flags=re.DOTALL).rstrip()
+
+
+def _prefixed(svg: str, name: str) -> str:
+    """With ids that begin with `name`."""
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
 
 
 def save(figure: "Figure", out: Path) -> None:
     """Write the figure as PNG, SVG or PDF, by the suffix of `out`. Raises BadInput for another one."""
     kind = out.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
+    if kind not in _METADATA:
         raise BadInput(f"{out}: a picture can be written as .png, .svg or .pdf")
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(encoded(figure, kind))
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written: {error.strerror or error}") from error
+
+
+_METADATA: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def encoded(figure: "Figure", kind: str) -> bytes:
+    """The figure as a file: `kind` is png, svg or pdf."""
+    out = io.BytesIO()
     with _styled():
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out, dpi=160, metadata=metadata)
-        except OSError as error:
-            raise BadInput(f"{out} cannot be written: {error.strerror or error}") from error
+        figure.savefig(out, format=kind, dpi=_DPI, metadata=_METADATA[kind])
+    return out.getvalue()
+
+
+def sheet(figures: Sequence["Figure"], kind: str) -> bytes:
+    """Figures of one width below each other as one file: `kind` is png or svg."""
+    if kind == "svg":
+        # 72 units to an inch, as matplotlib draws.
+        sizes = [(72 * w, 72 * h) for w, h in (f.get_size_inches() for f in figures)]
+        width, height = max(w for w, _ in sizes), sum(h for _, h in sizes)
+        parts, top = [], 0.0
+        for i, (figure, (w, h)) in enumerate(zip(figures, sizes, strict=True)):
+            drawing = _prefixed(_svg(figure, transparent=False), f"p{i}")
+            opening = drawing[: drawing.index(">")]
+            kept = drawing[len(opening) :]
+            parts.append(f'<svg y="{top:g}" width="{w:g}" height="{h:g}" viewBox="0 0 {w:g} {h:g}"{kept}')
+            top += h
+        space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        body = "\n".join(parts)
+        head = f'<svg {space} width="{width:g}pt" height="{height:g}pt" viewBox="0 0 {width:g} {height:g}">'
+        return f'<?xml version="1.0" encoding="utf-8" standalone="no"?>\n{head}\n{body}\n</svg>\n'.encode()
+    from PIL import Image
+
+    images = [
+        np.asarray(Image.open(io.BytesIO(encoded(f, "png"))).convert("RGB")) for f in figures
+    ]  # [height, width, 3]
+    out = io.BytesIO()
+    Image.fromarray(np.concatenate(images)).save(out, "PNG", dpi=(_DPI, _DPI))
+    return out.getvalue()
+
+
+def words(text: str, size: float = 9, bold: bool = False) -> "Figure":
+    """Wrapped text as wide as the pictures, to stand above or below them on a sheet."""
+    letters = int(1240 / size)  # to a line of 9.2 inches
+    wrapped = [line for part in text.splitlines() for line in wrap(part, letters) or [""]]
+    with _styled():
+        from matplotlib.figure import Figure
+
+        height = (1.45 * size * len(wrapped) + 8) / 72
+        figure = Figure(figsize=(9.2, height))
+        figure.text(
+            0.012, 1 - 4 / 72 / height, "\n".join(wrapped), size=size, va="top", linespacing=1.25, parse_math=False,
+            weight="bold" if bold else "normal",
+        )  # fmt: skip
+        return figure
 
 
 @contextmanager
@@ -403,22 +547,33 @@ def _styled() -> Generator[None]:
         yield
 
 
-def _draw(axes: "Axes", panel: Panel) -> None:
+def _draw(axes: "Axes", panel: Panel, first: bool) -> None:
+    from matplotlib.collections import LineCollection
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     values: list[np.ndarray] = []
+    limit = max(50, min(MAX_POINTS, _PANEL_POINTS // max(1, len(panel.curves))))
+    crowd = sum(curve.series is None for curve in panel.curves) > _MAX_GREY
+    grey: list[np.ndarray] = []
     for curve in panel.curves:
         usable = np.isfinite(curve.x) & np.isfinite(curve.y)
-        at = np.flatnonzero(usable)[thin(curve.y[usable])]
+        at = np.flatnonzero(usable)[thin(curve.y[usable], limit)]
         x, y = curve.x[at], curve.y[at]
         values.append(y)
+        if crowd and curve.series is None:
+            grey.append(np.stack([x, y], 1))
+            continue
         colour, style, width = _look(curve.series)
         axes.plot(
             x, y, color=colour, linestyle=style, linewidth=width, marker="o" if len(x) <= 30 else "", markersize=3
         )
         if curve.low is not None and curve.high is not None:
             axes.fill_between(x, curve.low[at], curve.high[at], color=colour, alpha=0.16, linewidth=0)
-    axes.set(title=panel.title, xlabel=panel.x_label)
+    if grey:
+        colour, style, width = _look(None)
+        axes.add_collection(LineCollection(grey, colors=colour, linestyles=style, linewidths=width, rasterized=True))
+        axes.autoscale_view()
+    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label if first else "")
     every = np.concatenate(values) if values else np.zeros(0)
     if not len(every):
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", va="center", color=MUTED)

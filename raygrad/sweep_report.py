@@ -7,16 +7,16 @@ pair by pair. Everything is read from trials.parquet and the trials' tables.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raygrad import html, mirror, pictures
+from raygrad import citations, mirror, pictures, provenance, publish
+from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
 from raygrad.remote import Url
-from raygrad.report import leaf, spread
+from raygrad.report import Leaf, flatten, leaf, spread, view
 from raygrad.space import SHOWN, Range
 from raygrad.sweep import LoadedSweep, best_settings
 from raygrad.trial import evaluations
@@ -146,8 +146,16 @@ def table(loaded: LoadedSweep) -> tuple[list[str], list[list[str]]]:
     return [*header, *([f"test against {REFERENCE}'s best"] if compared else [])], rows
 
 
-def write(loaded: LoadedSweep, out: Path | None = None) -> Path:
-    """Write the sweep's page, to report.html in its folder by default. The same sweep gives the same bytes."""
+def write(loaded: LoadedSweep, out: Path | None = None, format: publish.Format | None = None) -> Path:
+    """Write the sweep's report, to report.html in its folder by default; else see `raygrad.publish.destination`. The
+    same sweep gives the same bytes.
+    """
+    publish.destination(out or loaded.folder, format)
+    return publish.write(document(loaded), out or loaded.folder, format)
+
+
+def document(loaded: LoadedSweep) -> Document:
+    """The report about a sweep."""
     sweep, found = loaded.sweep, trials(loaded)
     outcomes = [t.outcome for t in found]
     counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
@@ -164,27 +172,67 @@ def write(loaded: LoadedSweep, out: Path | None = None) -> Path:
     ]  # fmt: skip
     header, rows = table(loaded)
     commands = "\n".join(h.command for h in best(loaded))
+    again = [Words("Each line trains one of the best settings again."), Code(commands)] if rows else []
+    chosen = "Chosen on validation data, run again with seeds that the search has not seen"
     parts = [
-        f"<h1>{escape(loaded.name)}</h1>",
-        f'<p class="sub">sweep {escape(f"{loaded.name}/{loaded.folder.name}")} · {escape(sweep.hash[:12])}</p>',
-        html.table([], what, "What was searched"),
-        "<h2>The best settings</h2>",
-        html.table(header, rows, "Chosen on validation data, run again with seeds that the search has not seen"),
-        f'<p class="note">{escape(_protocol(loaded))}</p>' if rows else "<p>No trial has finished.</p>",
+        Table([], what, "What was searched"),
+        Heading("The best settings"),
+        Table(header, rows, chosen),
+        Words(_protocol(loaded), note=True) if rows else Words("No trial has finished."),
         *_maps(loaded, found),
         *_sensitivity(loaded, found),
         *_curves(loaded, found),
         *_parallel(loaded, found),
-        "<h2>Trials</h2>",
+        Heading("Trials"),
         _listed(loaded, found),
-        "<h2>How to repeat it</h2>",
-        f"<p>Each line trains one of the best settings again.</p><pre>{escape(commands)}</pre>" if rows else "",
-        html.CITED,
+        Heading("Settings"),
+        Folded("What all trials share", _shared(loaded)),
+        *_environment(loaded),
+        Heading("How to repeat it"),
+        *again,
+        *_cited(loaded, found),
     ]
-    return html.write(html.document(loaded.name, parts), out or loaded.folder)
+    sub = f"sweep {loaded.name}/{loaded.folder.name} · {sweep.hash[:12]}"
+    return Document(loaded.name, loaded.name, sub, parts)
 
 
-def publish(loaded: LoadedSweep) -> Path | Url:
+def _shared(loaded: LoadedSweep) -> dict[str, Leaf]:
+    """The settings of the experiment that are not searched."""
+    searched = loaded.sweep.dimensions
+    settings = flatten(loaded.sweep.experiment.to_json())
+    named = [n for n in searched if n != "algorithm"]
+    left_out = ["algorithm."] if "algorithm" in searched else []
+    return {k: v for k, v in settings.items() if k not in named and k != "seed" and not k.startswith(tuple(left_out))}
+
+
+def _environment(loaded: LoadedSweep) -> list[Part]:
+    """What the runs were computed with, as the first of them has it."""
+    for row in loaded.trials().to_pylist():
+        folder = loaded.run_folder(row["run"]) if row["run"] else None
+        if folder is not None and (folder / "experiment.json").is_file():
+            v = view(folder)
+            return [
+                Heading("Environment"),
+                Table([], provenance.environment(v), "What the runs were computed with"),
+                Words(f"Of {v.title}.", note=True),
+            ]
+    return []
+
+
+def _cited(loaded: LoadedSweep, found: Sequence[Trial]) -> list[Part]:
+    """The papers behind the sweep's experiment and the algorithms that were searched."""
+    record = loaded.sweep.experiment.to_json()
+    names = [a for a in _looks(found) if a] or [None]
+    numbers: dict[str, None] = {}
+    for name in names:
+        settings = record if name is None else {**record, "algorithm": {"kind": name}}
+        numbers |= dict.fromkeys(citations.of_record(loaded.name, settings)[0])
+    entries = [*map(citations.bibtex, numbers), citations.software()]
+    said = f"This sweep stands on: {'; '.join(provenance.papers(list(numbers)))}."
+    return [Heading("Citation"), Words(said), Code("\n\n".join(entries))]
+
+
+def to_storage(loaded: LoadedSweep) -> Path | Url:
     """Write the page to where the sweep is. Raises Stopped when the storage is lost."""
     page = write(loaded)
     if loaded.url is None:
@@ -242,7 +290,7 @@ def _values(found: Sequence[Trial]) -> np.ndarray:
     return np.array([t.value for t in found])
 
 
-def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
     names = loaded.sweep.dimensions
     if ALPHA not in names or not (BETA in names or K in names):
         return []
@@ -265,10 +313,10 @@ def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
     caption = f"{left_out} maps are left out. " if left_out else ""
     caption += f"Each point is a trial. Crosses diverged or failed. Axes: α and {'β' if y == BETA else 'K'}."
     drawing = pictures.maps(panels, "α, local step size", "β" if y == BETA else "K", loaded.sweep.measure)
-    return ["<h2>Maps</h2>", html.figure(drawing, "maps", "Maps of the search", caption)]
+    return [Heading("Maps"), Picture("maps", "Maps of the search", caption, drawing)]
 
 
-def _sensitivity(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+def _sensitivity(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
     """Each numeric setting against the value, with the best of each stretch: what it costs to have it wrong."""
     looks = _looks(found)
     algorithms, series = list(looks), {a or loaded.name: i for a, i in looks.items()}
@@ -290,7 +338,7 @@ def _sensitivity(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
         "the others are as good as the search found them. A trial that was stopped counts with its last value."
     )
     drawing = pictures.scatters(panels, loaded.sweep.measure)
-    return ["<h2>Sensitivity</h2>", html.figure(drawing, "sensitivity", "What each setting matters", caption)]
+    return [Heading("Sensitivity"), Picture("sensitivity", "What each setting matters", caption, drawing)]
 
 
 def _envelope(x: np.ndarray, y: np.ndarray, log: bool, larger: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -308,7 +356,7 @@ def _envelope(x: np.ndarray, y: np.ndarray, log: bool, larger: bool) -> tuple[np
     return x[at], y[at]
 
 
-def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
     measure = loaded.sweep.measure
     curves = []
     for trial in found:
@@ -332,7 +380,7 @@ def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
         f", means over {seeds} fresh seeds; bands: from the least to the largest." if seeds > 1 else "."
     )
     panel = pictures.Panel(f"{measure} on validation data", "communications", curves, log=measure == "loss")
-    return ["<h2>Learning</h2>", html.figure(pictures.lines([[panel]]), "learning", "Learning", caption)]
+    return [Heading("Learning"), Picture("learning", "Learning", caption, pictures.lines([[panel]]))]
 
 
 def _curve(
@@ -348,7 +396,7 @@ def _curve(
     return (x, y.mean(0), None, None) if len(y) == 1 else (x, y.mean(0), y.min(0), y.max(0))
 
 
-def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
+def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
     axes = []
     for name in loaded.sweep.dimensions:
         values = [t.settings.get(name) for t in found]
@@ -374,10 +422,10 @@ def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[str]:
         return []
     caption = "Each line is a trial; grey ones diverged or failed. A line skips what its algorithm does not have."
     drawing = pictures.parallel(axes, _values(found), loaded.sweep.measure)
-    return ["<h2>All settings</h2>", html.figure(drawing, "parallel", "Parallel coordinates", caption)]
+    return [Heading("All settings"), Picture("parallel", "Parallel coordinates", caption, drawing)]
 
 
-def _listed(loaded: LoadedSweep, found: list[Trial]) -> str:
+def _listed(loaded: LoadedSweep, found: list[Trial]) -> Table:
     sign = 1 if loaded.sweep.better == "max" else -1
     names = list(loaded.sweep.dimensions)
     order = sorted(found, key=lambda t: (not isfinite(t.value), -sign * t.value if isfinite(t.value) else 0, t.number))
@@ -391,7 +439,7 @@ def _listed(loaded: LoadedSweep, found: list[Trial]) -> str:
     ]  # fmt: skip
     shown = [SHOWN.get(n, n) for n in names]
     header = ["trial", *shown, "outcome", "communications", loaded.sweep.measure, *(["forked from"] if forked else [])]
-    return html.table(header, rows, "The best first" + (". Settings are those at the end" if forked else ""))
+    return Table(header, rows, "The best first" + (". Settings are those at the end" if forked else ""))
 
 
 def _origin(trial: Trial) -> str:

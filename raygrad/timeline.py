@@ -104,3 +104,25 @@ def _indexed(column: pa.ChunkedArray, first: str | None = None) -> tuple[tuple[s
     names = sorted({*words} - {first})
     names = names if first is None else [first, *names]
     return tuple(names), np.array([names.index(word) for word in words], np.int64)[encoded.indices.to_numpy()]
+
+
+def slowest(found: Timeline) -> tuple[np.ndarray, np.ndarray]:
+    """How far stragglers held up each round [p]: its number, and its slowest gang's seconds over the median gang's.
+
+    Gangs are compared within a phase, answered ones only; of a round's phases the worst counts. Rounds whose phases
+    have one gang each are left out.
+    """
+    took = found.end_s - found.start_s
+    at = np.flatnonzero((found.outcome == 0) & (took > 0))
+    at = at[np.lexsort((took[at], found.phase[at], found.round[at]))]
+    if not len(at):
+        return np.zeros(0, np.int64), np.zeros(0)
+    change = (np.diff(found.round[at]) != 0) | (np.diff(found.phase[at]) != 0)
+    first = np.concatenate(([0], np.flatnonzero(change) + 1))
+    count = np.diff(np.concatenate((first, [len(at)])))
+    t, last = took[at], first + count - 1
+    median = (t[first + (count - 1) // 2] + t[first + count // 2]) / 2
+    several = count > 1
+    rounds, ratio = found.round[at][first][several], (t[last] / median)[several]
+    names, begin = np.unique(rounds, return_index=True)
+    return names, np.maximum.reduceat(ratio, begin) if len(names) else ratio

@@ -1,7 +1,7 @@
 """`raygrad report`, `raygrad digest` and `raygrad export`: what is made of runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,9 +17,14 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The page.",
+            "--out", help="The file, by its ending .html, .md, .png or .svg; or a folder.",
             show_default="report.html in the run; of several runs, or of one at an address, in this folder"
         ),
+    ] = None,
+    format: Annotated[
+        Literal["html", "md", "png", "svg", "pdf"] | None,
+        typer.Option("--format", help="What to write into a folder; png, svg, pdf: a file for each picture.",
+                     show_default="by the ending of --out, else html"),
     ] = None,
     target: Annotated[
         float | None,
@@ -35,34 +40,49 @@ def report(
     over seeds, and with the rounds, communications, bytes and seconds that each
     took to a target accuracy. A FedGA round is two communications.
 
+    A .html file needs nothing else. A .md file has its pictures in a folder beside
+    it. A .png or .svg file has all pictures below each other, with their captions;
+    --format png, svg or pdf writes one file for each, and captions.md.
+
     \b
     Examples
       raygrad report digits                        the newest run called digits
       raygrad report digits scaffold fedavg        three runs side by side
       raygrad report runs/digits/* --target 0.95   all runs of a name
       raygrad report sweep/ID                      a sweep: maps, best settings
+      raygrad report digits --out digits.md        for a repository or a wiki
+      raygrad report digits --format pdf --out figures    for a paper
     """
+    from raygrad import page, publish
     from raygrad import report as reports
-    from raygrad.page import write_report
     from raygrad.remote import Url, location
     from raygrad.runs import find_run
 
     if len(runs) == 1 and (sweep := _sweep(runs[0], run_root)) is not None:
         if target is not None:
             raise BadInput("--target is for runs; the trials of a sweep are compared at equal communications")
-        report_sweep(sweep, out)
+        report_sweep(sweep, out, format)
         return
     folders = [find_run(r, run_root) for r in runs]
     folders = list({f.resolve(): f for f in folders}.values())
     if target is not None and not 0 < target <= 1:
         raise BadInput(f"--target is {target:g}; an accuracy is above 0 and at most 1")
-    if len(folders) == 1:
-        output.pairs(reports.summary(folders[0]))
-    else:
-        output.table(*reports.comparison(folders, target))
     here = len(folders) > 1 or any(isinstance(location(place), Url) for place in (runs[0], run_root))
-    page = write_report(folders, out or (Path() if here else folders[0]) / "report.html", target)
-    output.line(f"\nreport  {output.shown(page)}")
+    out = out or _place(Path() if here else folders[0], format)
+    publish.destination(out, format)
+    views = reports.views(folders)
+    if len(views) == 1:
+        output.pairs(reports.summary_of(views[0]))
+    else:
+        groups = reports.group(views)
+        output.table(*reports.comparison_of(groups, reports.chosen_target(groups, target)[0]))
+    written = publish.write(page.document(views, target), out, format)
+    output.line(f"\nreport  {output.shown(written)}")
+
+
+def _place(folder: Path, format: str | None) -> Path:
+    """Where a report goes without --out: the page to `folder`, pictures to a folder of their own there."""
+    return folder / (f"report.{format or 'html'}" if format in (None, "html", "md") else "report-pictures")
 
 
 def _sweep(reference: str, run_root: str) -> "LoadedSweep | None":
@@ -83,14 +103,18 @@ def _sweep(reference: str, run_root: str) -> "LoadedSweep | None":
     return load(reference, run_root)
 
 
-def report_sweep(sweep: "LoadedSweep", out: Path | None = None) -> None:
-    """Print the best settings of a sweep and write its page."""
-    from raygrad import sweep_report
+def report_sweep(
+    sweep: "LoadedSweep", out: Path | None = None, format: Literal["html", "md", "png", "svg", "pdf"] | None = None
+) -> None:
+    """Print the best settings of a sweep and write its report."""
+    from raygrad import publish, sweep_report
 
+    out = out or _place(sweep.folder if sweep.url is None else Path(), format)
+    publish.destination(out, format)
     header, rows = sweep_report.table(sweep)
     if rows:
         output.table(header, rows)
-    page = sweep_report.write(sweep, out or (None if sweep.url is None else Path("report.html")))
+    page = sweep_report.write(sweep, out, format)
     output.line(f"\nreport  {output.shown(page)}")
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import metadata
 from inspect import getdoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,12 +14,6 @@ from raygrad.errors import BadInput
 
 if TYPE_CHECKING:
     from raygrad.experiment import Experiment
-
-SOFTWARE = """@software{{raygrad,
-  title   = {{raygrad}},
-  note    = {{Distributed and federated learning on Ray, built around gradient alignment}},
-  version = {{{version}}}
-}}"""
 
 What = Literal[
     "recipes", "algorithms", "datasets", "partitioners", "models", "samplers", "schedules", "devices", "stragglers",
@@ -274,4 +267,4 @@ def cite(
     for number in numbers:
         output.line(citations.bibtex(number))
         output.line("")
-    output.line(SOFTWARE.format(version=metadata.version("raygrad")))
+    output.line(citations.software())

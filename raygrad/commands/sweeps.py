@@ -393,7 +393,7 @@ def _finish(loaded: "LoadedSweep", run_root: str) -> None:
             told.append(("test", f"{s.measure} {spread(head.test)}, {again}"))
     commands = [("again", head.command) for head in heads]
     output.line("")
-    page = sweep_report.publish(loaded)
+    page = sweep_report.to_storage(loaded)
     output.pairs(
         [*told, ("trials", output.shown(loaded.folder / "trials.parquet")), ("report", output.shown(page)), *commands]
     )
