@@ -157,19 +157,7 @@ def write(loaded: LoadedSweep, out: Path | None = None, format: publish.Format |
 def document(loaded: LoadedSweep) -> Document:
     """The report about a sweep."""
     sweep, found = loaded.sweep, trials(loaded)
-    outcomes = [t.outcome for t in found]
-    counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
-    c, rounds = sweep.communications, sweep.experiment.rounds
-    budget = f"{c:,} communications" if c else f"{rounds:,} rounds"
-    what = [
-        ("trials", f"{len(found):,}: {counts}"),
-        ("search", f"{sweep.search}, seed {sweep.seed}; scheduler {sweep.scheduler}" + (
-            f", {sweep.generations} generations" if sweep.scheduler == "pbt" else "")),
-        ("budget of a trial", budget),
-        ("compared by", f"{sweep.measure} on validation data, mean of {sweep.seeds} seeds" if sweep.seeds > 1 else
-         f"{sweep.measure} on validation data"),
-        *((SHOWN.get(n, n), text) for n, text in sweep.space.items()),
-    ]  # fmt: skip
+    what = searched(loaded, found)
     header, rows = table(loaded)
     commands = "\n".join(h.command for h in best(loaded))
     again = [Words("Each line trains one of the best settings again."), Code(commands)] if rows else []
@@ -181,10 +169,10 @@ def document(loaded: LoadedSweep) -> Document:
         Words(_protocol(loaded), note=True) if rows else Words("No trial has finished."),
         *_maps(loaded, found),
         *_sensitivity(loaded, found),
-        *_curves(loaded, found),
+        *_learning(loaded, found),
         *_parallel(loaded, found),
         Heading("Trials"),
-        _listed(loaded, found),
+        listed(loaded, found),
         Heading("Settings"),
         Folded("What all trials share", _shared(loaded)),
         *_environment(loaded),
@@ -194,6 +182,24 @@ def document(loaded: LoadedSweep) -> Document:
     ]
     sub = f"sweep {loaded.name}/{loaded.folder.name} · {sweep.hash[:12]}"
     return Document(loaded.name, loaded.name, sub, parts)
+
+
+def searched(loaded: LoadedSweep, found: Sequence[Trial]) -> list[tuple[str, str]]:
+    """What was searched and how, as (label, value)."""
+    sweep = loaded.sweep
+    outcomes = [t.outcome for t in found]
+    counts = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
+    c, rounds = sweep.communications, sweep.experiment.rounds
+    budget = f"{c:,} communications" if c else f"{rounds:,} rounds"
+    return [
+        ("trials", f"{len(found):,}: {counts}"),
+        ("search", f"{sweep.search}, seed {sweep.seed}; scheduler {sweep.scheduler}" + (
+            f", {sweep.generations} generations" if sweep.scheduler == "pbt" else "")),
+        ("budget of a trial", budget),
+        ("compared by", f"{sweep.measure} on validation data, mean of {sweep.seeds} seeds" if sweep.seeds > 1 else
+         f"{sweep.measure} on validation data"),
+        *((SHOWN.get(n, n), text) for n, text in sweep.space.items()),
+    ]  # fmt: skip
 
 
 def _shared(loaded: LoadedSweep) -> dict[str, Leaf]:
@@ -290,10 +296,21 @@ def _values(found: Sequence[Trial]) -> np.ndarray:
     return np.array([t.value for t in found])
 
 
-def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Maps of the step size and another setting; `left_out` of them are not shown."""
+
+    panels: Sequence[pictures.Map]
+    x_label: str
+    y_label: str
+    left_out: int
+
+
+def maps(loaded: LoadedSweep, found: Sequence[Trial]) -> Maps | None:
+    """A map of α and β for each algorithm and K, of α and K without β; None where nothing of that is searched."""
     names = loaded.sweep.dimensions
     if ALPHA not in names or not (BETA in names or K in names):
-        return []
+        return None
     y = BETA if BETA in names else K
     panels = []
     having = [t for t in found if ALPHA in t.settings and y in t.settings]
@@ -307,16 +324,22 @@ def _maps(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
             panels.append(
                 pictures.Map(title, _numbers(some, ALPHA), _numbers(some, y), _values(some), _log(loaded, ALPHA))
             )
-    left_out, panels = len(panels[MOST_MAPS:]), panels[:MOST_MAPS]
     if not panels:
+        return None
+    return Maps(panels[:MOST_MAPS], "α, local step size", "β" if y == BETA else "K", len(panels[MOST_MAPS:]))
+
+
+def _maps(loaded: LoadedSweep, found: Sequence[Trial]) -> list[Part]:
+    shown = maps(loaded, found)
+    if shown is None:
         return []
-    caption = f"{left_out} maps are left out. " if left_out else ""
-    caption += f"Each point is a trial. Crosses diverged or failed. Axes: α and {'β' if y == BETA else 'K'}."
-    drawing = pictures.maps(panels, "α, local step size", "β" if y == BETA else "K", loaded.sweep.measure)
+    caption = f"{shown.left_out} maps are left out. " if shown.left_out else ""
+    caption += f"Each point is a trial. Crosses diverged or failed. Axes: α and {shown.y_label}."
+    drawing = pictures.maps(shown.panels, shown.x_label, shown.y_label, loaded.sweep.measure)
     return [Heading("Maps"), Picture("maps", "Maps of the search", caption, drawing)]
 
 
-def _sensitivity(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
+def sensitivity(loaded: LoadedSweep, found: Sequence[Trial]) -> list[pictures.Scatter]:
     """Each numeric setting against the value, with the best of each stretch: what it costs to have it wrong."""
     looks = _looks(found)
     algorithms, series = list(looks), {a or loaded.name: i for a, i in looks.items()}
@@ -331,6 +354,11 @@ def _sensitivity(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
                 groups.append((algorithm or loaded.name, x, y, _envelope(x, y, log, loaded.sweep.better == "max")))
         if groups:
             panels.append(pictures.Scatter(SHOWN.get(name, name), groups, series, log))
+    return panels
+
+
+def _sensitivity(loaded: LoadedSweep, found: Sequence[Trial]) -> list[Part]:
+    panels = sensitivity(loaded, found)
     if not panels:
         return []
     caption = (
@@ -356,7 +384,8 @@ def _envelope(x: np.ndarray, y: np.ndarray, log: bool, larger: bool) -> tuple[np
     return x[at], y[at]
 
 
-def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
+def learning(loaded: LoadedSweep, found: Sequence[Trial]) -> pictures.Panel | None:
+    """The trials of the search in grey, and the best settings again; None where nothing is measured."""
     measure = loaded.sweep.measure
     curves = []
     for trial in found:
@@ -374,12 +403,17 @@ def _curves(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
             label = head.algorithm or "best setting"
             curves.append(pictures.Curve(label, *curve, series=looks[head.algorithm]))
     if not curves:
+        return None
+    return pictures.Panel(f"{measure} on validation data", "communications", curves, log=measure == "loss")
+
+
+def _learning(loaded: LoadedSweep, found: Sequence[Trial]) -> list[Part]:
+    panel, seeds = learning(loaded, found), loaded.sweep.winner_seeds
+    if panel is None:
         return []
-    seeds = loaded.sweep.winner_seeds
     caption = "Grey: the trials of the search. Coloured: the best settings again" + (
         f", means over {seeds} fresh seeds; bands: from the least to the largest." if seeds > 1 else "."
     )
-    panel = pictures.Panel(f"{measure} on validation data", "communications", curves, log=measure == "loss")
     return [Heading("Learning"), Picture("learning", "Learning", caption, pictures.lines([[panel]]))]
 
 
@@ -396,7 +430,8 @@ def _curve(
     return (x, y.mean(0), None, None) if len(y) == 1 else (x, y.mean(0), y.min(0), y.max(0))
 
 
-def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
+def parallel(loaded: LoadedSweep, found: Sequence[Trial]) -> list[pictures.Axis]:
+    """An axis for each setting that has more than one value."""
     axes = []
     for name in loaded.sweep.dimensions:
         values = [t.settings.get(name) for t in found]
@@ -418,6 +453,11 @@ def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
             position = [float("nan") if v is None else place[v if numeric else str(v)] for v in values]
             ticks = [(p, leaf(k)) for k, p in place.items()]
             axes.append(pictures.Axis(SHOWN.get(name, name), np.array(position), ticks))
+    return axes
+
+
+def _parallel(loaded: LoadedSweep, found: Sequence[Trial]) -> list[Part]:
+    axes = parallel(loaded, found)
     if len(axes) < 2:
         return []
     caption = "Each line is a trial; grey ones diverged or failed. A line skips what its algorithm does not have."
@@ -425,17 +465,22 @@ def _parallel(loaded: LoadedSweep, found: list[Trial]) -> list[Part]:
     return [Heading("All settings"), Picture("parallel", "Parallel coordinates", caption, drawing)]
 
 
-def _listed(loaded: LoadedSweep, found: list[Trial]) -> Table:
+def ranked(loaded: LoadedSweep, found: Sequence[Trial]) -> list[Trial]:
+    """The trials, the best first; those without a value last."""
     sign = 1 if loaded.sweep.better == "max" else -1
+    return sorted(found, key=lambda t: (not isfinite(t.value), -sign * t.value if isfinite(t.value) else 0, t.number))
+
+
+def listed(loaded: LoadedSweep, found: Sequence[Trial]) -> Table:
+    """The trials as they are `ranked`."""
     names = list(loaded.sweep.dimensions)
-    order = sorted(found, key=lambda t: (not isfinite(t.value), -sign * t.value if isfinite(t.value) else 0, t.number))
     forked = any(t.parent is not None for t in found)
     rows = [
         [
             str(t.number), *(leaf(t.settings.get(n)) for n in names), t.outcome, f"{t.communications:,}",
             f"{t.value:.4f}" if isfinite(t.value) else "–", *([_origin(t)] if forked else []),
         ]
-        for t in order
+        for t in ranked(loaded, found)
     ]  # fmt: skip
     shown = [SHOWN.get(n, n) for n in names]
     header = ["trial", *shown, "outcome", "communications", loaded.sweep.measure, *(["forked from"] if forked else [])]

@@ -256,7 +256,7 @@ def _record(loaded: "LoadedSweep") -> None:
     output.record(
         "summary", sweep=f"{loaded.name}/{loaded.folder.name}", at=str(loaded.url or loaded.folder.resolve()),
         metric=loaded.sweep.measure, runs={o: outcomes.count(o) for o in dict.fromkeys(outcomes)}, best=best,
-        trials=str(loaded.folder.resolve() / "trials.parquet"), report=str(sweep_report.publish(loaded)),
+        trials=str(loaded.folder.resolve() / "trials.parquet"), report=str(sweep_report.to_storage(loaded)),
     )  # fmt: skip
 
 

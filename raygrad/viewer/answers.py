@@ -12,7 +12,7 @@ from raygrad import curves, report, storage, tables, timeline
 from raygrad.errors import BadInput
 from raygrad.report import RunView, leaf
 from raygrad.viewer import charts
-from raygrad.viewer.catalog import Catalog, Row, is_running, trials_of
+from raygrad.viewer.catalog import Catalog, Row, is_running, sweep_row
 
 Json = dict[str, Any]
 
@@ -227,5 +227,31 @@ def _commands(catalog: Catalog, folder: Path, at: str, v: RunView, state: str) -
 
 def sweep(catalog: Catalog, at: str) -> Json:
     """A sweep's page."""
+    from raygrad import sweep_report
+    from raygrad.sweep import load
+
     folder = catalog.folder(at, "sweep")
-    return {"at": at, "trials": trials_of(folder)}
+    loaded = load(folder)
+    row = sweep_row(folder, at)
+    found = sweep_report.trials(loaded) if row.done else []
+    values = np.array([t.value for t in found])
+    header, best = sweep_report.table(loaded) if found else ([], [])
+    maps = sweep_report.maps(loaded, found)
+    learning = sweep_report.learning(loaded, found) if found else None
+    axes = sweep_report.parallel(loaded, found)
+    measure = loaded.sweep.measure
+    trials = sweep_report.listed(loaded, found)
+    return {
+        "at": at, "name": loaded.name, "state": "running" if is_running(folder) else row.state, "over": row.done,
+        "what": sweep_report.searched(loaded, found),
+        "best": {"header": header, "rows": best},
+        "commands": [b.command for b in sweep_report.best(loaded)] if found else [],
+        "maps": [charts.value_map(m, maps.x_label, maps.y_label, measure) for m in maps.panels] if maps else [],
+        "sensitivity": [charts.scatter(s, measure) for s in sweep_report.sensitivity(loaded, found)],
+        "learning": [charts.panel(learning)] if learning else [],
+        "parallel": charts.parallel(axes, values, measure) if len(axes) > 1 else None,
+        "trials": {
+            "header": [*trials.header, "runs"], "rows": trials.rows,
+            "runs": [list(t.runs) for t in sweep_report.ranked(loaded, found)],
+        },
+    }  # fmt: skip
