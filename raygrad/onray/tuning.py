@@ -635,6 +635,10 @@ class _Watcher(tune.Callback):
         self._best: tuple[float, int] | None = None
         self._doing = doing
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes down its callbacks to restore them; raygrad makes a new one, and a display has locks."""
+        return {}
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A signal that came before Tune listened is passed on now."""
         self._signals.pass_on()

@@ -3,16 +3,11 @@ import { h, number } from "./page.js";
 
 const DASHES = ["solid", [7, 4], [8, 3, 2, 3], [2, 3]];
 const COLOURS = 6;
-let loading;
 
-/** Apache ECharts, which is fetched when the first chart is drawn. */
-function library() {
-  loading ??= new Promise((resolve, reject) => {
-    const script = h("script", { src: "/static/echarts/echarts.min.js", load: () => resolve(window.echarts), error: () => reject(new Error("the charts could not be loaded")) });
-    document.head.append(script);
-  });
-  return loading;
-}
+/** Apache ECharts, which pages with charts fetch while the server reads their tables. */
+const library = new Promise((resolve, reject) => {
+  document.head.append(h("script", { src: "/static/echarts/echarts.min.js", load: () => resolve(window.echarts), error: () => reject(new Error("the charts could not be loaded")) }));
+});
 
 function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -28,7 +23,7 @@ export function figure(titled = true) {
   const element = h("figure", null, titled && heading, place, caption);
   let drawn, shown;
   async function draw(fresh) {
-    const echarts = await library();
+    const echarts = await library;
     if (!shown) return;
     if (!drawn) {
       drawn = echarts.init(place, null, { renderer: "canvas" });
@@ -173,7 +168,7 @@ function value_map(chart, c) {
     grid: { left: 58, right: 90, top: 22, bottom: 44 }, toolbox: tools(c),
     tooltip: { trigger: "item", ...tip(c), formatter: (p) => `${escape(chart.x)} ${number(p.value[0])}<br>${escape(chart.y)} ${number(p.value[1])}<br>${p.seriesIndex ? "diverged or failed" : `${escape(chart.value)} ${number(p.value[2])}`}` },
     visualMap: { type: "continuous", seriesIndex: 0, dimension: 2, right: 0, top: "middle", calculable: true, precision: 3, min: Math.min(...values), max: Math.max(...values), inRange: { color: ramp(c) }, textStyle: { color: c.ink }, text: [chart.value, ""] },
-    xAxis: axis(c, chart.x, { type: chart.log_x ? "log" : "value", scale: true }), yAxis: axis(c, chart.y, { type: "value", scale: true, nameGap: 42 }),
+    xAxis: axis(c, chart.x, { type: chart.log_x ? "log" : "value", scale: true }), yAxis: axis(c, chart.y, { type: "value", scale: true, nameGap: 42, boundaryGap: ["6%", "6%"] }),
     series: [
       { type: "scatter", symbolSize: 14, data: known.map((i) => [x[i], y[i], value[i]]), itemStyle: { borderColor: c.muted, borderWidth: 1 } },
       { type: "scatter", symbol: "path://M0,0L4,4M0,4L4,0", symbolSize: 10, itemStyle: { color: "none", borderColor: c.series[1], borderWidth: 2 }, data: x.map((_, i) => i).filter((i) => value[i] == null).map((i) => [x[i], y[i]]) },

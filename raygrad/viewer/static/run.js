@@ -11,8 +11,9 @@ export function start(at) {
   const nothing = h("p", { class: "muted" }, "No round is finished yet.");
   const participation = part("Participation", "participation"), hosts = timeline(api, problem), partition = part("Data distribution", "data");
 
-  main(problem, head, summary,
+  main(problem, head,
     h("h2", { id: "learning" }, "Learning"), axisBar, nothing, learning.element, probed,
+    h("h2", { id: "summary" }, "Summary"), summary,
     participation.element, hosts.element, partition.element,
     h("h2", { id: "settings" }, "Settings"), settings, lineage, h("h2", { id: "commands" }, "Go on, repeat, report"), commands);
 
@@ -48,7 +49,7 @@ export function start(at) {
     live(run.state === "running" ? `live · round ${run.done.toLocaleString("en")} of ${run.planned.toLocaleString("en")}` : run.state);
     head.replaceChildren(h("h1", null, run.name), h("p", { class: "muted" }, `run ${at} · experiment ${run.hash.slice(0, 12)}`),
       h("p", null, state(run.state), " ", h("progress", { max: run.planned, value: run.done, "aria-label": "rounds done" }), ` ${run.done.toLocaleString("en")} of ${run.planned.toLocaleString("en")} rounds`),
-      h("nav", { "aria-label": "On this page" }, h("ul", { class: "contents" }, [["learning", "Learning"], ["participation", "Participation"], ["hosts", "Hosts"], ["data", "Data"], ["settings", "Settings"], ["commands", "Commands"]].map(([id, text]) => h("li", null, h("a", { href: `#${id}` }, text))))));
+      h("nav", { "aria-label": "On this page" }, h("ul", { class: "contents" }, [["learning", "Learning"], ["summary", "Summary"], ["participation", "Participation"], ["hosts", "Hosts"], ["data", "Data"], ["settings", "Settings"], ["commands", "Commands"]].map(([id, text]) => h("li", null, h("a", { href: `#${id}` }, text))))));
     summary.replaceChildren(table("What the run did", null, run.summary));
     if (axes !== JSON.stringify(run.axes)) {
       axes = JSON.stringify(run.axes);
