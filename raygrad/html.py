@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from raygrad import pictures
+from raygrad import logs, pictures
 from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
 from raygrad.report import leaf
 
@@ -20,7 +20,15 @@ def page(document: Document) -> str:
         f"@media screen and (prefers-color-scheme:dark){{:root{{{rule(pictures.DARK)}}}}}" + _STYLE
     )
     head = f'<h1>{escape(document.title)}</h1>\n<p class="sub">{escape(document.sub)}</p>'
-    body = "\n".join([head, *(text for part in document.parts if (text := _part(part)))])
+    said, count = [head], len(list(document.pictures))
+    drawn = 0
+    for part in document.parts:
+        if isinstance(part, Picture):
+            logs.step("drawing", drawn, count, "pictures")
+            drawn += 1
+        said.append(_part(part))
+    logs.step("drawing", count, count, "pictures")
+    body = "\n".join(text for text in said if text)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from raygrad import html, pictures, storage
+from raygrad import html, logs, pictures, storage
 from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
 from raygrad.errors import BadInput, Stopped
 from raygrad.report import leaf
@@ -72,18 +72,25 @@ def files(document: Document, path: Path, format: Format, single: bool = True) -
     if format == "html":
         return {path: html.page(document).encode()}
     drawn = list(document.pictures)
+
+    def each(folder: Path, kind: Format) -> dict[Path, bytes]:
+        found = {}
+        for i, p in enumerate(drawn):
+            logs.step("drawing", i, len(drawn), "pictures")
+            found[folder / f"{p.name}.{kind}"] = pictures.encoded(p.drawn, kind)
+        logs.step("drawing", len(drawn), len(drawn), "pictures")
+        return found
+
     if format == "md":
         beside = path.with_name(f"{path.stem}-pictures")
-        found = {beside / f"{p.name}.png": pictures.encoded(p.drawn, "png") for p in drawn}
-        return {**found, path: markdown(document, beside.name).encode()}
+        return {**each(beside, "png"), path: markdown(document, beside.name).encode()}
     if not drawn:
         raise BadInput(f"{path} is not written: there is nothing to draw yet; --out FILE.html has the tables")
     if single:
         return {path: _sheet(document, format)}
-    found = {path / f"{p.name}.{format}": pictures.encoded(p.drawn, format) for p in drawn}
     told = "\n".join([f"# {_plain(document.title)}", "", _plain(document.sub), ""])
     told += "".join(f"\n**{p.name}.{format}**: {_plain(p.title)}. {_plain(p.caption)}\n" for p in drawn)
-    return {**found, path / "captions.md": told.encode()}
+    return {**each(path, format), path / "captions.md": told.encode()}
 
 
 def _sheet(document: Document, format: Format) -> bytes:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from raygrad import pictures, storage, tables, turnout
+from raygrad import logs, pictures, storage, tables, turnout
 from raygrad.errors import BadInput
 
 Leaf = str | int | float | bool | None
@@ -663,7 +663,13 @@ def views(runs: Sequence[Path]) -> list[RunView]:
     """The runs in the folders `runs`, each once. Raises BadInput when there is none."""
     if not runs:
         raise BadInput("a report needs at least one run; `raygrad list runs` shows what there is")
-    return [view(run) for run in dict.fromkeys(Path(r).resolve() for r in runs)]
+    folders = list(dict.fromkeys(Path(r).resolve() for r in runs))
+    found = []
+    for i, folder in enumerate(folders):
+        logs.step("reading runs", i, len(folders))
+        found.append(view(folder))
+    logs.step("reading runs", len(folders), len(folders))
+    return found
 
 
 # --- partitions

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from raygrad import citations, cli, pictures, provenance, publish, report, runs, storage
+from raygrad import citations, cli, logs, pictures, provenance, publish, report, runs, storage
 from raygrad import page as pages
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
@@ -198,6 +199,31 @@ def test_a_damaged_run_is_one_clear_line(run: Path, tmp_path: Path, monkeypatch:
             refused += 1
     assert refused > 40
     assert pages.document(report.views([copy])).title == "digits"
+
+
+# --- progress
+
+
+def test_reading_and_drawing_say_how_far_they_are(run: Path, tmp_path: Path) -> None:
+    shown = Steps()
+    with logs.listening(logging.NullHandler(), "warning", shown):
+        views = report.views([run])
+        for name in ("a.html", "a.md"):
+            publish.write(made(), tmp_path / name)
+    assert len(views) == 1
+    assert shown.said[:2] == ["reading runs: 0 of 1", "reading runs: 1 of 1"]
+    assert shown.said[2:] == 2 * [f"drawing: {i} of 2 pictures" for i in range(3)]
+
+
+class Steps(logging.Handler):
+    """Remembers the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(str(getattr(record, "step", "")))
 
 
 # --- where a run comes from

@@ -966,7 +966,7 @@ def test_a_report_reads_tables_only() -> None:
         assert {".".join(name.split(".")[:2]) for name in ours} <= {
             "raygrad.html", "raygrad.pictures", "raygrad.report", "raygrad.storage", "raygrad.tables",
             "raygrad.turnout", "raygrad.errors", "raygrad.citations", "raygrad.document", "raygrad.publish",
-            "raygrad.provenance", "raygrad.timeline", "raygrad.curves",
+            "raygrad.provenance", "raygrad.timeline", "raygrad.curves", "raygrad.logs",
         }  # fmt: skip
         assert not any(name.startswith(("matplotlib", "torch", "ray.")) for name in top)
 

@@ -53,8 +53,11 @@ def report(
       raygrad report digits --out digits.md        for a repository or a wiki
       raygrad report digits --format pdf --out figures    for a paper
     """
+    from rich.console import Console
+
     from raygrad import page, publish
     from raygrad import report as reports
+    from raygrad.progress import display
     from raygrad.remote import Url, location
     from raygrad.runs import find_run
 
@@ -70,13 +73,15 @@ def report(
     here = len(folders) > 1 or any(isinstance(location(place), Url) for place in (runs[0], run_root))
     out = out or _place(Path() if here else folders[0], format)
     publish.destination(out, format)
-    views = reports.views(folders)
+    with display(console=Console(stderr=True)):
+        views = reports.views(folders)
     if len(views) == 1:
         output.pairs(reports.summary_of(views[0]))
     else:
         groups = reports.group(views)
         output.table(*reports.comparison_of(groups, reports.chosen_target(groups, target)[0]))
-    written = publish.write(page.document(views, target), out, format)
+    with display(console=Console(stderr=True)):
+        written = publish.write(page.document(views, target), out, format)
     output.line(f"\nreport  {output.shown(written)}")
 
 
@@ -107,14 +112,18 @@ def report_sweep(
     sweep: "LoadedSweep", out: Path | None = None, format: Literal["html", "md", "png", "svg", "pdf"] | None = None
 ) -> None:
     """Print the best settings of a sweep and write its report."""
+    from rich.console import Console
+
     from raygrad import publish, sweep_report
+    from raygrad.progress import display
 
     out = out or _place(sweep.folder if sweep.url is None else Path(), format)
     publish.destination(out, format)
     header, rows = sweep_report.table(sweep)
     if rows:
         output.table(header, rows)
-    page = sweep_report.write(sweep, out, format)
+    with display(console=Console(stderr=True)):
+        page = sweep_report.write(sweep, out, format)
     output.line(f"\nreport  {output.shown(page)}")
 
 
