@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from raygrad import run as engine
+from raygrad import storage
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Where
+from raygrad.sweep import Book, LoadedSweep, Maker, Sweep, winning_points
+from raygrad.trial import Trial
 from raygrad.verify import problem
 
 if TYPE_CHECKING:
@@ -36,7 +39,28 @@ def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stopped = engine.rounds(problem(FedGA()), Where(on="local"), run_root=root, name="stopped")
     next(stopped)
     stopped.close()
+    a_sweep(root)
     return root
+
+
+def a_sweep(root: Path) -> None:
+    """A grid of four trials and its best setting again, played in this process."""
+    made = Sweep(problem(FedGA()), {"alpha": "0.05,0.1", "K": "1,2"}, search="grid", winner_seeds=2)
+    where = Where(on="local")
+    folder = root / "searched" / "20260101-000000-abcdef"
+    folder.mkdir(parents=True)
+    record = {"schema_version": 1, "name": "searched", "id": folder.name, "hash": made.hash, "sweep": made.to_json()}
+    storage.write_json(folder / "where.json", where.to_json())
+    storage.write_json(folder / "sweep.json", record)
+    loaded = LoadedSweep(folder, "searched", made, where)
+    book, points = Book(loaded), list(Maker(made, where, root).known())
+    for play in (lambda: points, lambda: winning_points(loaded, points)):
+        for point in play():
+            trial = Trial(point.jobs(folder), where, tested=point.role == "winner")
+            while not trial.next().over:
+                pass
+            book.close(point, "finished")
+        book.write()
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from conftest import viewing
 
-from raygrad import report
+from raygrad import report, sweep_report
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Where
+from raygrad.sweep import load
 from raygrad.verify import problem
 
 if TYPE_CHECKING:
@@ -93,25 +94,26 @@ Open = Callable[[str], Page]
 
 def test_the_list_is_searched_and_sorted(page: Open, viewer: str, run_root: Path) -> None:
     p = page(viewer)
-    p.says("5 of 5")
+    p.says("6 of 6")
     rows = "[...document.querySelectorAll('tbody tr')].map((r) => r.querySelector('th').innerText)"
-    assert sorted(p.until(rows)) == sorted(at for n in ("fedga", "fedavg", "stopped") for at in runs(run_root, n))
+    known = [at for n in ("fedga", "fedavg", "stopped") for at in runs(run_root, n)]
+    assert sorted(p.until(rows)) == sorted([*known, f"{runs(run_root, 'searched')[0]} (sweep)"])
     search = (
         "const e = document.querySelector('input[type=search]'); e.value = arguments[0];"
         "e.dispatchEvent(new Event('input'))"
     )
     wanted = runs(run_root, "fedavg")[1]
     p.driver.execute_script(search, f"fedavg {wanted.split('/')[1]}")
-    p.says("1 of 5")
+    p.says("1 of 6")
     assert p.until(rows) == [wanted]
     p.driver.execute_script(search, "")
     p.driver.execute_script(
         "const e = document.querySelector('select'); e.value = 'stopped'; e.dispatchEvent(new Event('change'))"
     )
-    p.says("1 of 5")
+    p.says("1 of 6")
     assert "state=stopped" in p.driver.current_url  # what is looked at can be shared
     p.driver.refresh()
-    p.says("1 of 5")
+    p.says("1 of 6")
 
 
 def test_a_run_shows_what_its_tables_hold(page: Open, viewer: str, run_root: Path) -> None:
@@ -140,7 +142,7 @@ def test_a_run_shows_what_its_tables_hold(page: Open, viewer: str, run_root: Pat
 
 def test_runs_are_chosen_and_compared(page: Open, viewer: str, run_root: Path) -> None:
     p = page(viewer)
-    p.says("5 of 5")
+    p.says("6 of 6")
     chosen = [*runs(run_root, "fedga"), *runs(run_root, "fedavg")]
     for at in chosen:
         p.driver.find_element("css selector", f"[aria-label='Choose {at}']").click()
@@ -154,6 +156,26 @@ def test_runs_are_chosen_and_compared(page: Open, viewer: str, run_root: Path) -
     both = np.stack([v.loss[np.isfinite(v.loss)] for v in groups[0].runs])
     np.testing.assert_allclose([y for _, y in p.drawn("validation loss")], both.mean(0), 1e-5)
     assert "algorithm.beta" in p.text()
+
+
+def test_a_sweep_shows_its_trials(page: Open, viewer: str, run_root: Path) -> None:
+    at = runs(run_root, "searched")[0]
+    loaded = load(run_root / at)
+    p = page(f"{viewer}sweep/{at}")
+    p.charts(5)
+    header, rows = sweep_report.table(loaded)
+    for cell in (*header, *rows[0], "4: 4 finished", "raygrad run"):
+        assert cell in p.text()
+    listed = sweep_report.listed(loaded, sweep_report.trials(loaded))
+    shown = p.until(
+        "[...document.querySelectorAll('[aria-label=\"The best first\"] tbody tr')]"
+        ".map((r) => r.innerText.split('\\t'))"
+    )
+    assert [row[:-1] for row in shown] == listed.rows
+    points = p.drawn("all trials")
+    assert sorted((x, y) for x, y, _ in points) == [(0.05, 1), (0.05, 2), (0.1, 1), (0.1, 2)]
+    p.click("seed 1", "a")
+    p.says("A trial of")
 
 
 def test_a_page_lives_while_a_run_writes(page: Open, browser: "WebDriver", tmp_path: Path) -> None:
@@ -191,12 +213,15 @@ SIZES = {"desktop": (1280, 1400), "phone": (390, 844)}
 
 def places(run_root: Path) -> dict[str, str]:
     ga, avg = runs(run_root, "fedga"), runs(run_root, "fedavg")
-    return {"list": "", "run": f"run/{ga[0]}", "compare": f"compare?runs={ga[0]},{avg[0]}"}
+    sweep = runs(run_root, "searched")[0]
+    return {
+        "list": "", "run": f"run/{ga[0]}", "compare": f"compare?runs={ga[0]},{avg[0]}", "sweep": f"sweep/{sweep}"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("ground", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["list", "run", "compare"])
+@pytest.mark.parametrize("name", ["list", "run", "compare", "sweep"])
 def test_everybody_can_use_it(
     page: Open, viewer: str, run_root: Path, browser: "WebDriver", name: str, size: str, ground: str
 ) -> None:
@@ -210,7 +235,7 @@ def test_everybody_can_use_it(
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
         p = page(viewer + places(run_root)[name])
-        p.says("5 of 5" if name == "list" else "Learning")
+        p.says("6 of 6" if name == "list" else "Learning")
         if name != "list":
             p.charts(2)
         found = Axe().run(browser)
@@ -236,7 +261,7 @@ def test_the_keyboard_is_enough(page: Open, viewer: str, run_root: Path, browser
     from selenium.webdriver.common.keys import Keys
 
     p = page(viewer)
-    p.says("5 of 5")
+    p.says("6 of 6")
     reached: list[str] = []
     for _ in range(60):
         ActionChains(browser).send_keys(Keys.TAB).perform()
