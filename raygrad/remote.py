@@ -208,7 +208,8 @@ def _tried(url: Url, doing: str, act: Callable[[], T], patience: Patience) -> T:
             if delay is None:
                 tries = f" ({number} attempts in {time.monotonic() - began:.0f} s)" if delays else ""
                 raise Unreachable(f"{url} cannot be {doing}: {why}{tries}", passes=True) from e
-            _LOG.warning("%s cannot be %s: %s; trying again in %g s", url, doing, why, delay)
+            log = _LOG.warning if patience == "long" else _LOG.info  # the caller waits for an answer, and gets one
+            log("%s cannot be %s: %s; trying again in %g s", url, doing, why, delay)
         time.sleep(delay)
     raise AssertionError
 
