@@ -72,7 +72,7 @@ def _change(text: str) -> str:
 
 def environment(v: RunView) -> list[tuple[str, str]]:
     """What a run was computed with, as (label, value)."""
-    rows = []
+    rows = _machine(v.path)
     for key, value in v.numerics.items():
         name = key.removeprefix("numerics.")
         rows.append((_NAMES.get(name, name), _short(name, value)))
@@ -93,6 +93,20 @@ def environment(v: RunView) -> list[tuple[str, str]]:
     if "id" in v.data:
         rows.append(("prepared data", f"{str(v.data['id'])[:16]}…"))
     return rows
+
+
+def _machine(run: Path) -> list[tuple[str, str]]:
+    """The versions and the machine that the run was started with; nothing for runs of old."""
+    if not (run / "environment.json").exists():
+        return []
+    found = {
+        k: x for k, x in storage.read_json(run / "environment.json").items() if k not in ("schema_version", "torch")
+    }
+    machine = {k: found.pop(k, None) for k in ("system", "processor", "cores", "memory_gb")}
+    packages = ", ".join(f"{name} {version}" for name, version in found.items() if version is not None)
+    parts = [str(machine[k]) for k in ("processor", "system") if machine[k]]
+    parts += [f"{machine[k]} {what}" for k, what in (("cores", "cores"), ("memory_gb", "GB of memory")) if machine[k]]
+    return [(name, text) for name, text in (("software", packages), ("machine", ", ".join(parts))) if text]
 
 
 def _short(name: str, value: Leaf) -> str:

@@ -29,6 +29,7 @@ from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.faults import Fault
 from raygrad.interrupts import Interrupts
+from raygrad.machine import environment
 from raygrad.memory import keep_memory
 from raygrad.packing import pack_server, unpack_server
 from raygrad.plan import Plan, describe, make_plan
@@ -250,6 +251,7 @@ def _making(
     try:
         with storage.run_storage(folder):
             storage.write_json(folder / "where.json", where.to_json())
+            storage.write_json(folder / "environment.json", {"schema_version": SCHEMA_VERSION, **environment()})
             yield LoadedRun(folder, name, experiment, where, url)
         if url is not None:
             mirror.publish(url, folder)

@@ -4,9 +4,11 @@ import errno
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -230,8 +232,12 @@ class Steps(logging.Handler):
 
 
 def test_environment_and_lineage(run: Path, tmp_path: Path) -> None:
+    ray_version = metadata.version("ray")
     v = report.view(run)
     told = dict(provenance.environment(v))
+    made_on = storage.read_json(run / "environment.json")
+    assert f"python {platform.python_version()}" in told["software"] and f"ray {ray_version}" in told["software"]
+    assert f"{made_on['cores']} cores" in told["machine"] and made_on["system"] in told["machine"]
     recorded = storage.read_json(run / "numerics.json")["numerics"]
     assert told["PyTorch"] == recorded["torch"] and told["NumPy"] == recorded["numpy"]
     assert told["ran"] == "in one process" and told["CPU kernels"] == recorded["cpu_capability"]
