@@ -239,8 +239,9 @@ def test_more_hosts_than_fit_are_refused() -> None:
         check_room(Where(hosts=3, gpus_per_host=1, device="cpu"))
 
 
-def test_gangs_in_flight_are_bounded(tmp_path: Path) -> None:
+def test_gangs_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source of gangs is read no further ahead than the hosts can hold."""
+    monkeypatch.setattr(schedule, "GAIN_S", 1e9)  # each gang once, however slow the machine makes a host
     plan = planned(replace(problem(FedAvg(), clients=40)), tmp_path)
     plan = replace(plan, experiment=replace(plan.experiment, gangs=Gangs(1, "loop")))
     executor = RayExecutor(plan.spec, 2)
@@ -346,6 +347,7 @@ def test_a_phase_that_the_store_lost_is_put_again(tmp_path: Path, monkeypatch: p
 )
 def test_planned_faults_really_happen(what: What, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With phases that are put, in the second phase of FedGA, after one gang was answered."""
+    monkeypatch.setattr(schedule, "GAIN_S", 1e9)  # the gang that is lost is not at work elsewhere, too
     monkeypatch.setattr("raygrad.onray.executor.SMALL_PHASE", 0)
     plan = planned(replace(problem(FedGA(), 6), gangs=Gangs(1, "loop")), tmp_path)
     expected, _ = play(plan, InProcess(plan.spec), 2, tmp_path / "here")
