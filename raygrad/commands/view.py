@@ -91,11 +91,13 @@ def _root(references: list[str], run_root: str) -> "Path | Url":
 
 
 def _outside(reference: str) -> Path | None:
-    """The folder of a run or sweep that is named by a path."""
+    """The folder of a run or sweep that is named by a path. Raises BadInput."""
     folder = Path(reference)
-    if (folder / "experiment.json").is_file() or (folder / "sweep.json").is_file():
-        return folder.resolve()
-    return None
+    try:
+        found = (folder / "experiment.json").is_file() or (folder / "sweep.json").is_file()
+    except OSError as e:
+        raise BadInput(f"{reference[:80]} cannot be read: {e.strerror}") from e
+    return folder.resolve() if found else None
 
 
 def _first(catalog: "Catalog", references: list[str]) -> str:
@@ -123,9 +125,8 @@ def _sweep(catalog: "Catalog", reference: str) -> Path | None:
     """The sweep that is meant, where its name is no run's."""
     from raygrad import sweep
 
-    if any(catalog.local.glob(f"{reference}/experiment.json")) or any(
-        catalog.local.glob(f"{reference}/*/experiment.json")
-    ):
+    named = catalog.local / reference
+    if (named / "experiment.json").is_file() or any(named.glob("*/experiment.json")):
         return None
     try:
         return sweep.find_sweep(reference, catalog.root)[0]

@@ -177,18 +177,21 @@ class Catalog:
 
     def _line(self, folder: Path) -> Row:
         kind: Kind = "run" if (folder / _FILES["run"]).is_file() else "sweep"
-        at = self.at(folder)
+        at = folder.relative_to(self.local).as_posix()
         try:
+            at.encode()  # a name that is no UTF-8 stands in no address
             return (run_row if kind == "run" else sweep_row)(folder, at)
-        except (RaygradError, OSError, ValueError, KeyError, TypeError, ArithmeticError) as e:
+        except Exception as e:  # whatever a file that no raygrad wrote leads to, it hides no other run
             said = " ".join(str(e).split()) or type(e).__name__
             return Row(kind, at, folder.parent.name, started_of(folder.name), "damaged", said)
 
     def _folders(self) -> Iterator[Path]:
         for file in _FILES.values():
             for found in self.local.glob(f"*/*/{file}"):
-                if not any(part.startswith(".") for part in found.relative_to(self.local).parts):
-                    yield found.parent
+                folder = found.parent
+                hidden = any(part.startswith(".") for part in folder.relative_to(self.local).parts)
+                if not hidden and folder.resolve().is_relative_to(self.local):
+                    yield folder
 
     def _fetch_always(self, root: Url) -> None:
         from raygrad import runs

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import hmac
 import json
+import math
 import secrets
 import signal
 import socket
@@ -143,14 +144,28 @@ def _axis(request: web.Request) -> curves.Axis:
 def _number(request: web.Request, name: str) -> float | None:
     text = request.query.get(name, "")
     try:
-        return float(text) if text else None
+        number = float(text) if text else None
     except ValueError:
-        raise BadInput(f"{name} {text!r} is no number") from None
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise BadInput(f"{name} {text!r} is no number")
+    return number
 
 
 def _compare(request: web.Request) -> answers.Json:
-    runs = [at for at in request.query.get("runs", "").split(",") if at]
+    runs = _chosen(request.query.get("runs", ""))
     return answers.compare(request.app[_CATALOG], runs, _axis(request), _number(request, "target"))
+
+
+def _chosen(text: str) -> list[str]:
+    """The runs of a list with commas, where names may have commas, too: a piece without "/" begins the next run's."""
+    found, begun = [], ""
+    for piece in text.split(","):
+        begun += piece
+        if "/" in piece:
+            found.append(begun)
+        begun = "" if "/" in piece or not begun else f"{begun},"
+    return [*found, begun.rstrip(",")] if begun else found
 
 
 def _plain(answer: _Answer) -> _Handler:
@@ -187,11 +202,24 @@ def _unchanged(request: web.Request, tag: str) -> web.Response | None:
 
 
 def _json(value: Any, tag: str) -> web.Response:
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    response = web.Response(text=text, content_type="application/json", headers={"ETag": f'"{tag}"'})
-    if len(text) > 1024:
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    except ValueError:
+        text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    body = text.encode(errors="replace")
+    response = web.Response(body=body, content_type="application/json", charset="utf-8", headers={"ETag": f'"{tag}"'})
+    if len(body) > 1024:
         response.enable_compression()
     return response
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which are no JSON."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _file(path: Path) -> _Handler:
@@ -227,7 +255,7 @@ async def _safely(request: web.Request, handler: _Handler) -> web.StreamResponse
         response = web.json_response({"error": str(e)}, status=404)
     except BadInput as e:
         response = web.json_response({"error": str(e)}, status=422)
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as e:  # a file that no raygrad wrote
+    except Exception as e:  # a file that no raygrad wrote
         said = " ".join(f"{type(e).__name__}: {e}".split())
         response = web.json_response({"error": f"this cannot be shown; is a file damaged? ({said})"}, status=500)
     response.headers.update(_HEADERS)

@@ -1,6 +1,7 @@
 """What the viewer answers, without a browser: what it shows, what it refuses, and that it changes nothing."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -194,6 +195,7 @@ def damages() -> dict[str, tuple[str, bytes]]:
         "a table that ends early": ("rounds", b"PAR1"),
         "an empty table": ("rounds", b""),
         "something else": ("probes", b"not a table at all"),
+        "settings that are nested too deeply": ("experiment.json", b"[" * 100_000),
     }
 
 
@@ -212,6 +214,47 @@ def test_what_is_damaged_is_said_and_hides_nothing_else(catalog: Catalog, copy: 
         answers.run(catalog, at)
     assert "\n" not in str(e.value)
     assert state(copy) == before
+
+
+def test_what_no_raygrad_wrote_hides_nothing_else(copy: Path) -> None:
+    """A list, and one line about each run, whatever lies about in the run root."""
+    stopped, (fork, nan) = runs(copy, "stopped")[0], runs(copy, "fedga")
+    record = json.loads((copy / fork / "experiment.json").read_bytes())
+    (copy / fork / "experiment.json").write_text(json.dumps({**record, "forked_from": "x"}))
+    for part in (copy / nan / "rounds").iterdir():
+        part.unlink()
+    (copy / nan / "final.json").write_text('{"validation": {"accuracy": NaN}, "test": {"loss": Infinity}}')
+    (copy / "linked").mkdir()
+    shutil.move(copy / runs(copy, "fedavg")[0], copy.parent / "away")
+    (copy / "linked" / "away").symlink_to(copy.parent / "away")
+    shutil.copytree(copy / stopped, os.fsdecode(os.fsencode(copy) + b"/by\xff\xfete/one"))
+    (copy / stopped / ".lock").unlink(missing_ok=True)
+    os.mkfifo(copy / stopped / ".lock")
+    with viewing(copy) as address:
+        for _ in range(100):
+            status, body, _ = asked(f"{address}api/list")
+            assert status == 200
+            if not (found := json.loads(body, parse_constant=pytest.fail))["pending"]:
+                break
+            sleep(0.1)
+        assert found["pending"] == 0
+        states = {r["at"]: r["state"] for r in found["rows"]}
+        assert states[fork] == "damaged" and states[stopped] == "stopped" and nan in states
+        assert "linked/away" not in states and states["by??te/one"] == "damaged"
+        for at in (fork, nan, stopped):
+            for what in ("run", "curves", "participation", "hosts", "partition"):
+                status, body, headers = asked(f"{address}api/{what}/{at}")
+                assert "default-src" in headers["Content-Security-Policy"]
+                assert status == 200 or "\n" not in json.loads(body)["error"]
+
+
+def test_names_with_commas_are_compared(copy: Path) -> None:
+    (copy / "fedga").rename(copy / "fed,ga,x")
+    chosen = [runs(copy, "fed,ga,x")[0], runs(copy, "fedavg")[0]]
+    with viewing(copy, *(str(copy / at) for at in chosen)) as address:
+        status, body, _ = asked(address.replace("/compare?", "/api/compare?"))
+        assert status == 200, body
+        assert [r["at"] for r in json.loads(body)["runs"]] == chosen
 
 
 def test_everything_over_http_and_nothing_is_changed(run_root: Path, viewer: str) -> None:
@@ -244,6 +287,7 @@ def test_everything_over_http_and_nothing_is_changed(run_root: Path, viewer: str
         ("api/run/..%2f..%2fetc/passwd", 404, "has no run"),
         ("api/curves/{run}?axis=furlongs", 422, "axis 'furlongs' is none of round"),
         ("api/hosts/{run}?from=x", 422, "from 'x' is no number"),
+        ("api/hosts/{run}?from=nan", 422, "from 'nan' is no number"),
         ("api/compare?runs=", 422, "no runs are chosen"),
         ("api/compare?runs={run}&target=7", 422, "the target accuracy is 7"),
         ("static/..%2f..%2fcli.py", 404, ""),
@@ -295,6 +339,8 @@ def test_what_cannot_be_served_is_one_line(run_root: Path, tmp_path: Path, capsy
         assert f"port {port} of 127.0.0.1 is in use; --port 0 takes one that is free" in said
     assert "there is no run root" in refused("--run-root", str(tmp_path / "none"))
     assert "unknown run 'fedgo'; did you mean fedga?" in refused("fedgo", "--run-root", str(run_root))
+    assert "is no run folder" in refused(str(tmp_path), "--run-root", str(run_root))
+    assert "name too long" in refused("a" * 300, "--run-root", str(run_root))
     assert "cannot be listened at" in refused("--host", "192.0.2.1", "--port", "0", "--run-root", str(run_root))
     assert "at least 8 characters" in refused("--token", "x", "--run-root", str(run_root))
 
