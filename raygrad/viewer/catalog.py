@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from raygrad import report, storage, tables
-from raygrad.errors import BadInput, RaygradError
+from raygrad.errors import BadInput
 from raygrad.remote import Url
 from raygrad.report import RunView, describe, flatten
 
@@ -129,8 +130,9 @@ class Catalog:
         parts = at.split("/")
         if all(_PART.fullmatch(part) for part in parts):
             folder = self.local.joinpath(*parts)
-            if (folder / _FILES[kind]).is_file() and folder.resolve().is_relative_to(self.local):
-                return folder
+            with suppress(OSError):  # a name that is too long for any file
+                if (folder / _FILES[kind]).is_file() and folder.resolve().is_relative_to(self.local):
+                    return folder
         raise NotFound(f"{self.root} has no {kind} {at}")
 
     def at(self, folder: Path) -> str:
@@ -201,8 +203,8 @@ class Catalog:
             try:
                 runs.all_folders(root)
                 self.fetching = ""
-            except RaygradError as e:
-                self.fetching = str(e)
+            except Exception as e:  # whatever it was, the next time may go well
+                self.fetching = " ".join(f"{root} cannot be fetched: {e}".split())
             sleep(max(_FETCH_EVERY_S, _FETCH_SHARE * (monotonic() - began)))
 
 

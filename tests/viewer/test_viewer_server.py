@@ -174,7 +174,19 @@ def test_lineage_and_commands(catalog: Catalog, copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "at", ["", "fedga", "fedga/none", "../x/y", "fedga/../fedga", "/etc/passwd", "a/\0", ".shards/x", "fedga//x"]
+    "at",
+    [
+        "",
+        "fedga",
+        "fedga/none",
+        "../x/y",
+        "fedga/../fedga",
+        "/etc/passwd",
+        "a/\0",
+        ".shards/x",
+        "fedga//x",
+        f"fedga/{'x' * 300}",
+    ],
 )
 def test_paths_stay_under_the_run_root(catalog: Catalog, at: str) -> None:
     with pytest.raises(NotFound):
