@@ -132,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is missing: expected a JSON file there") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is damaged: expected JSON, but {error}") from error
     if not isinstance(value, dict):
         raise BadInput(f"{path} is damaged: expected a JSON object, found {type(value).__name__}")
