@@ -279,6 +279,7 @@ def _participation(v: RunView) -> list[Part]:
     if not table.num_rows:
         return []
     clients, rounds = table["client"].to_numpy(), table["round"].to_numpy().astype(np.int64)
+    turnout.check(v.path, rounds, clients, v.population)
     population = max(v.population, int(clients.max()) + 1)
     last = int(max(v.round.max(initial=1), rounds.max()))
     figure = pictures.participation(clients, rounds, population, last)

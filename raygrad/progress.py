@@ -186,7 +186,7 @@ class Lines(Quiet):
         self._pace, self._next_s, self._pause_s, self._told = Pace(clock), 0.0, LINE_EVERY_S, False
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def waiting(self, what: str) -> None:
         self.say(f"{what} …")
@@ -224,7 +224,7 @@ class Screen:
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=8)
 
     def say(self, line: str) -> None:
-        self._live.console.print(line, markup=False, highlight=False)
+        self._live.console.print(line, markup=False, emoji=False, highlight=False)
 
     def waiting(self, what: str) -> None:
         self._waiting, self._step = what, None

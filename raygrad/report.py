@@ -314,9 +314,10 @@ def _newest(
 def _seconds(run: Path, rounds: np.ndarray) -> np.ndarray:
     """The cumulative wall seconds at each round; a round that a restart repeated counts with its last time."""
     seconds = _columns(run, "seconds", ["round", "elapsed_s"])
-    latest = np.full(int(max(rounds.max(initial=0), seconds["round"].max(initial=0))) + 1, np.nan)
-    np.fmax.at(latest, seconds["round"], seconds["elapsed_s"])
-    return latest[rounds]
+    known, at = np.unique(np.concatenate((rounds, seconds["round"])), return_inverse=True)
+    latest = np.full(len(known), np.nan)
+    np.fmax.at(latest, at[len(rounds) :], seconds["elapsed_s"])
+    return latest[at[: len(rounds)]]
 
 
 # --- one run's table

@@ -142,6 +142,7 @@ BIT_STABLE = ("rounds", "clients", "metrics", "probes")
 """The tables whose rows count in the digest."""
 
 _FOLDERS = {"operations": Path("operations") / "gangs", "seconds": Path("operations") / "seconds"}
+_COUNTED, _TIMES = ("round", "client", "process"), ("start_s", "wall_s", "elapsed_s")
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _DIGEST_ROWS = 1 << 16
 _WRITE_SHARE = 20  # the open part is rewritten for at most one part in twenty of the time
@@ -416,5 +417,19 @@ def _fitted(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
             column = pa.nulls(table.num_rows, field.type)
         else:
             raise BadInput(f"{path} does not fit: column {field.name} is missing")
+        _plausible(field.name, column, path)
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _plausible(name: str, column: pa.ChunkedArray, path: Path) -> None:
+    """Refuse what no writer writes and no reader can place: a round or client below 0, seconds that are none.
+
+    Losses and other measurements may be NaN or infinite: runs diverge.
+    """
+    if name in _COUNTED:
+        least = pc.call_function("min", [column]).as_py()
+        if least is not None and least < 0:
+            raise BadInput(f"{path} does not fit: column {name} holds {least}, expected none below 0")
+    elif name in _TIMES and not np.isfinite(column.to_numpy()).all():
+        raise BadInput(f"{path} does not fit: column {name} holds a value that is not finite, expected seconds")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from raygrad import tables
+from raygrad.errors import BadInput
 
 _DETAILS = {
     "left": {"unavailable": "not there when asked"},
@@ -124,6 +125,7 @@ def leaning(run: Path, population: int) -> Leaning | None:
     answered = pc.call_function("equal", [done["outcome"], "answered"]).to_numpy()
     if not answered.any():
         return None
+    check(run, done["round"].to_numpy(), client, population)
     size = max(population, int(client.max()) + 1)
     answers = np.bincount(client[answered], minlength=size)
     busiest = np.sort(answers)[-tenth(size) :].sum() / answers.sum()
@@ -135,6 +137,16 @@ def leaning(run: Path, population: int) -> Leaning | None:
     fast, slow = (int(answers[known[pace[part]]].sum()) for part in (slice(some), slice(-some, None)))
     ages = staleness[answered]
     return Leaning(float(busiest), fast / slow if slow else float("inf"), float(ages.mean()), int(ages.max()))
+
+
+def check(run: Path, rounds: np.ndarray, clients: np.ndarray, population: int) -> None:
+    """Refuse a table `clients` with rows before the first round, or of others than `population` clients (0: unknown).
+
+    Raises BadInput.
+    """
+    if rounds.min() < 1 or 0 < population <= clients.max():
+        table, has = tables.folder(run, "clients"), f"client {clients.max():,} and round {rounds.min():,}"
+        raise BadInput(f"{table} does not fit a run of {population:,} clients: it has {has}")
 
 
 def tenth(count: int) -> int:

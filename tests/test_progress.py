@@ -105,6 +105,15 @@ def test_a_terminal_shows_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> No
     assert "warning digits/a round 3: a host was lost" in out.getvalue()
 
 
+def test_names_are_shown_as_they_are() -> None:
+    """No markup, no emoji: they are paths to copy."""
+    line = "runs/a:bug:b/[red]1"
+    for kind, size in ((Lines, {}), (Screen, {"width": 80, "force_terminal": True})):
+        out = io.StringIO()
+        kind(Console(file=out, **size)).say(line)
+        assert line in out.getvalue()
+
+
 def drawn(screen: Screen) -> str:
     out = io.StringIO()
     Console(file=out, width=100).print(screen._draw())

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -13,11 +14,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from raygrad import citations, cli, logs, pictures, provenance, publish, report, runs, storage
+from raygrad import citations, cli, logs, pictures, provenance, publish, report, runs, storage, tables, turnout
 from raygrad import page as pages
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
@@ -201,6 +204,61 @@ def test_a_damaged_run_is_one_clear_line(run: Path, tmp_path: Path, monkeypatch:
             refused += 1
     assert refused > 40
     assert pages.document(report.views([copy])).title == "digits"
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("clients", "client", -1), ("clients", "client", 1 << 40), ("clients", "round", 0), ("rounds", "round", -3),
+        ("seconds", "round", -50), ("seconds", "process", -2), ("seconds", "elapsed_s", float("nan")),
+        ("operations", "start_s", float("nan")), ("operations", "wall_s", float("inf")),
+    ],
+)  # fmt: skip
+def test_tables_with_values_that_no_run_writes_are_one_clear_line(
+    run: Path, tmp_path: Path, table: str, column: str, value: float
+) -> None:
+    copy = tmp_path / "digits" / "1"
+    shutil.copytree(run, copy)
+    (part, *_) = sorted(tables.folder(copy, table).glob("*.parquet"))
+    rows = pq.read_table(part)
+    at, field = rows.schema.get_field_index(column), rows.schema.field(column)
+    changed = pa.array([value, *rows[column].to_pylist()[1:]], field.type)
+    pq.write_table(rows.set_column(at, field, changed), part)
+    with pytest.raises(BadInput, match="does not fit") as caught:
+        pages.document(report.views([copy]))
+    assert str(part.parent) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_client_that_the_run_does_not_have() -> None:
+    ids = np.arange(3)
+    turnout.check(Path("r"), ids + 1, ids, 3)
+    turnout.check(Path("r"), ids + 1, ids + 1000, 0)
+    for rounds, clients in ((ids + 1, ids + 1), (ids, ids)):
+        with pytest.raises(BadInput, match="r/clients does not fit a run of 3 clients"):
+            turnout.check(Path("r"), rounds, clients, 3)
+
+
+def test_a_round_number_takes_no_memory(tmp_path: Path, run: Path) -> None:
+    """A damaged table may say that round 30,000,000 is over."""
+    copy = tmp_path / "digits" / "1"
+    shutil.copytree(run, copy)
+    (part, *_) = sorted(tables.folder(copy, "seconds").glob("*.parquet"))
+    rows = pq.read_table(part)
+    at = rows.schema.get_field_index("round")
+    rounds = pa.array([*rows["round"].to_pylist(), 30_000_000], pa.int32())
+    longer = rows.take([*range(len(rows)), 0])
+    pq.write_table(longer.set_column(at, rows.schema.field(at), rounds), part)
+    tracemalloc.start()
+    seconds = report.view(copy).seconds
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.isfinite(seconds).all() and len(seconds) and most < 1e8
+
+
+def test_json_that_is_nested_too_deep_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(BadInput, match=r"a\.json is damaged"):
+        storage.read_json(tmp_path / "a.json")
 
 
 # --- progress

@@ -667,6 +667,7 @@ def test_bytes_of_a_target_count_both_directions(tmp_path: Path) -> None:
 
 def test_the_summary_says_what_became_of_the_clients(tmp_path: Path) -> None:
     run = make(tmp_path / "d" / "a", [None, 0.5], virtual=90.0)
+    record(run / "data.json", clients=6)
     fates(
         run,
         [{"asked": 6, "answered": 4, "late": 1, "left": 1}, {"asked": 6, "answered": 2, "failed": 3, "rejected": 1}],
