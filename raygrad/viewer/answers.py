@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raygrad import curves, report, storage, tables, timeline
+from raygrad import curves, report, storage, tables, timeline, turnout
 from raygrad.errors import BadInput
 from raygrad.report import RunView, leaf
 from raygrad.viewer import charts
@@ -74,6 +74,7 @@ def participation(catalog: Catalog, at: str) -> Json:
     encoded = outcome.combine_chunks().dictionary_encode()
     kinds = [str(k) for k in encoded.dictionary.to_pylist()]
     client, round = table["client"].to_numpy(), table["round"].to_numpy().astype(np.int64)
+    turnout.check(folder, round, client, v.population)
     population = max(v.population, int(client.max()) + 1)
     shape = population, max(int(round.max()), 1)
     found = charts.counts(
