@@ -49,7 +49,7 @@ def run(catalog: Catalog, at: str) -> Json:
         "axes": [[a, curves.AXES[a]] for a in curves.axes([_alone(v)])],
         "settings": _settings(v.settings), "where": _settings(v.where), "numerics": _settings(v.numerics),
         "data": _settings(v.data),
-        "lineage": _lineage(catalog, folder, at),
+        "lineage": _lineage(folder, at),
         "commands": _commands(catalog, folder, at, v, state),
     }  # fmt: skip
 
@@ -202,14 +202,20 @@ def _settings(settings: report.Settings) -> list[list[str]]:
     return [[key, leaf(value)] for key, value in settings.items()]
 
 
-def _lineage(catalog: Catalog, folder: Path, at: str) -> Json:
-    """From which run this one was forked, what changed on the way, and its own forks."""
+def forks(catalog: Catalog, at: str, wait_s: float) -> list[str]:
+    """The runs that were forked from this one, as far as the list is read within `wait_s`."""
+    catalog.folder(at)
+    rows, _ = catalog.rows(wait_s)
+    return [row.at for row in rows if row.parent == at]
+
+
+def _lineage(folder: Path, at: str) -> Json:
+    """From which run this one was forked, and what changed on the way."""
     record = storage.read_json(folder / "experiment.json")
     origin = record.get("forked_from")
     return {
         "parent": origin if isinstance(origin, dict) else None,
         "changes": list(record["experiment"].get("changes") or ()),
-        "children": catalog.children(at),
         "sweep": at.partition("/trials/")[0] if "/trials/" in at else None,
     }
 

@@ -167,10 +167,6 @@ class Catalog:
         known = [_now(row, folder) for row, folder in found if row is not None]
         return known, len(folders) - len(known)
 
-    def children(self, at: str) -> list[str]:
-        """The runs that were forked from this one, as far as the list is known."""
-        return [row.at for row in self.rows()[0] if row.parent == at]
-
     def _read(self, folder: Path) -> None:
         try:
             self._rows.get("row", folder, self._line)

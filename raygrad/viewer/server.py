@@ -30,6 +30,7 @@ from raygrad.viewer.catalog import Catalog, Kind, NotFound, fingerprint, is_runn
 STATIC = Path(__file__).parent / "static"
 COOKIE = "raygrad-token"
 FIRST_WAIT_S = 0.5  # a list waits so long for its lines before it is sent with those that are known
+FORKS_WAIT_S = 10.0  # the forks of a run are asked for when everything else is drawn
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -61,6 +62,7 @@ def application(catalog: Catalog, token: str | None = None) -> web.Application:
             web.static("/static", STATIC),
             web.get("/api/list", _plain(lambda r: answers.listed(r.app[_CATALOG], FIRST_WAIT_S))),
             web.get("/api/compare", _plain(_compare)),
+            web.get("/api/forks/{at:.+}", _plain(lambda r: answers.forks(*_at(r), FORKS_WAIT_S))),
             *(
                 web.get(f"/api/{what}/{{at:.+}}", _about("run", answer))
                 for what, answer in {

@@ -168,7 +168,7 @@ def test_lineage_and_commands(catalog: Catalog, copy: Path) -> None:
     found = answers.run(catalog, at)
     assert found["lineage"]["parent"]["run"] == parent
     assert found["lineage"]["changes"] == ["4:algorithm.lr=0.05"]
-    assert answers.run(catalog, parent)["lineage"]["children"] == [at]
+    assert answers.forks(catalog, parent, 30) == [at] and answers.forks(catalog, at, 30) == []
     assert dict(found["commands"])["resume"] == f"raygrad resume {copy}/{at}"
     assert "resume" not in dict(answers.run(catalog, parent)["commands"])
 

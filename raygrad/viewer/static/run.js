@@ -58,13 +58,14 @@ export function start(at) {
     if (!settings.childElementCount) {
       settings.replaceChildren(...[["Experiment", run.settings], ["Machines", run.where], ["Numerics", run.numerics], ["Data", run.data]].map(([name, rows]) => folded(name, rows)).filter(Boolean));
     }
-    lineage.replaceChildren(...origin(run.lineage));
     const text = JSON.stringify(run.commands);
     if (commands.dataset.shown !== text) {
       commands.dataset.shown = text;
       commands.replaceChildren(...run.commands.map(([word, line]) => command(word, line)));
     }
     await charts().catch(failed);
+    const forks = await get(api("forks")).catch(() => []);
+    lineage.replaceChildren(...origin(run.lineage, forks));
   }
 
   function failed(message) {
@@ -114,11 +115,11 @@ function timeline(api, problem) {
   return { element, refresh };
 }
 
-function origin(lineage) {
+function origin(lineage, forks) {
   const said = [];
   if (lineage.parent) said.push(h("p", null, "Forked from ", link("run", lineage.parent.run), ` after round ${lineage.parent.round}.`));
   if (lineage.sweep) said.push(h("p", null, "A trial of ", link("sweep", lineage.sweep), "."));
   if (lineage.changes.length) said.push(h("p", null, `Changed on the way: ${lineage.changes.join(", ")}`));
-  if (lineage.children.length) said.push(h("p", null, "Forks: ", lineage.children.map((at, i) => [i ? ", " : "", link("run", at)])));
+  if (forks.length) said.push(h("p", null, "Forks: ", forks.map((at, i) => [i ? ", " : "", link("run", at)])));
   return said.length ? [h("h3", null, "Lineage"), ...said] : [];
 }
