@@ -56,11 +56,14 @@ class Server:
                 return json.load(answer)
         except urllib.error.HTTPError as e:
             return json.load(e)
-        except OSError:
-            return {"status": "unreachable"}
 
     def ready(self) -> bool:
-        return self.get("/api/v1/status/runtimeinfo")["status"] == "success"
+        """Whether it serves. While it starts it answers 503, in words instead of JSON."""
+        try:
+            with urllib.request.urlopen(f"{self._at}/-/ready", timeout=10):
+                return True
+        except OSError:
+            return False
 
     def error(self, query: str) -> str:
         """Why it refuses a query, empty if it does not."""
@@ -97,7 +100,7 @@ def prometheus(program: str, folder: Path, target: str) -> Iterator[Server]:
         )  # fmt: skip
     try:
         server = Server(port)
-        wait_for(server.ready)
+        assert wait_for(server.ready), (folder / "log").read_text()
         yield server
     finally:
         process.terminate()
