@@ -28,7 +28,7 @@ MOST_COMPARED = 200
 
 def listed(catalog: Catalog, wait_s: float) -> Json:
     """All runs and sweeps that are known so far."""
-    rows, pending = catalog.rows(wait_s)
+    rows, pending = catalog.rows(wait_s, whole=False)
     return {"root": str(catalog.root), "rows": [_row(r) for r in rows], "pending": pending, "note": catalog.fetching}
 
 

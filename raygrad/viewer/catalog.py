@@ -3,6 +3,7 @@
 Nothing is written, but for runs in an object store, which are fetched into the cache like everywhere else.
 """
 
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
@@ -31,6 +33,7 @@ _WATCHED = (
     *(str(tables.folder(Path(), name)) for name in tables.TABLES),
 )  # fmt: skip
 _PART = re.compile(r"[^./\\\0][^/\\\0]*")
+NEWEST = 200  # lines that are shown before the others are read, as many as static/list.js shows
 _KEPT = 64  # runs whose tables are kept in memory
 _FETCH_EVERY_S = 10.0
 _FETCH_SHARE = 10  # fetching takes at most one part in ten of the time
@@ -80,12 +83,6 @@ class Kept:
         self._most, self._lock = most, threading.Lock()
         self._found: OrderedDict[tuple[str, Path], tuple[Fingerprint, Any]] = OrderedDict()
 
-    def known(self, what: str, folder: Path) -> Any | None:
-        """The value if it is up to date."""
-        with self._lock:
-            found = self._found.get((what, folder))
-        return found[1] if found is not None and found[0] == fingerprint(folder) else None
-
     def get(self, what: str, folder: Path, make: Callable[[Path], T]) -> T:
         """The value, made if it is not up to date."""
         now = fingerprint(folder)
@@ -102,6 +99,13 @@ class Kept:
         return value
 
 
+class _Look:
+    """One look around under the run root."""
+
+    def __init__(self) -> None:
+        self.newest, self.whole = threading.Event(), threading.Event()  # these lines are read
+
+
 class Catalog:
     """The runs and sweeps under a run root. May be used from several threads."""
 
@@ -115,15 +119,18 @@ class Catalog:
             self.local = root.resolve()
         self.fetching = ""  # why runs of an object store could not be fetched, or that they are
         self._views, self._rows = Kept(_KEPT), Kept(1 << 20)
-        self._pool = ThreadPoolExecutor(2, "catalog")
-        self._pending: set[Path] = set()
+        self._lines: dict[Path, Row | None] | None = None  # the newest first; None is not read yet
+        self._looks = ThreadPoolExecutor(1, "look")  # more would fight over the interpreter
+        self._next: _Look | None = None  # that has not begun yet
+        self._lock, self._closed = threading.Lock(), False
         if isinstance(root, Url):
             self.fetching = f"fetching from {root}"
             threading.Thread(target=self._fetch_always, args=(root,), daemon=True).start()
 
     def close(self) -> None:
         """Stop reading."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        self._looks.shutdown(wait=False, cancel_futures=True)
 
     def folder(self, at: str, kind: Kind = "run") -> Path:
         """The folder of a run (`name/id`, of a trial `name/id/trials/id`) or sweep. Raises NotFound."""
@@ -150,28 +157,49 @@ class Catalog:
         """What `make` makes of a folder, kept until something in it changes."""
         return self._views.get(what, folder, make)
 
-    def rows(self, wait_s: float = 0.0) -> tuple[list[Row], int]:
-        """The lines of all runs and sweeps that are known so far, the newest first, and how many are still read.
+    def rows(self, wait_s: float, whole: bool = True) -> tuple[list[Row], int]:
+        """The lines of all runs and sweeps, the newest first, and how many are not read yet.
 
-        Waits up to `wait_s` for those.
+        Waits up to `wait_s` until all lines are as they are now; without `whole`, until the newest are.
         """
-        folders = sorted(self._folders(), key=lambda folder: folder.name, reverse=True)
-        for folder in folders:
-            if folder not in self._pending and self._rows.known("row", folder) is None:
-                self._pending.add(folder)
-                self._pool.submit(self._read, folder)
-        end = monotonic() + wait_s
-        while self._pending and monotonic() < end:
-            sleep(0.01)
-        found = [(self._rows.known("row", folder), folder) for folder in folders]
-        known = [_now(row, folder) for row, folder in found if row is not None]
-        return known, len(folders) - len(known)
+        look = self._look()
+        (look.whole if whole else look.newest).wait(wait_s)
+        if self._lines is None:
+            return [], 1
+        lines = list(self._lines.values())
+        known = [row for row in lines if row is not None]
+        return known, len(lines) - len(known)
 
-    def _read(self, folder: Path) -> None:
+    def _look(self) -> _Look:
+        """The next look around: one that has begun may have passed what has changed since."""
+        with self._lock:
+            if self._next is None:
+                self._next = _Look()
+                self._looks.submit(self._look_around, self._next)
+            return self._next
+
+    def _look_around(self, look: _Look) -> None:
+        """Read the lines that have changed, the newest first."""
+        with self._lock:
+            self._next = None
         try:
-            self._rows.get("row", folder, self._line)
+            folders = sorted(self._folders(), key=attrgetter("name"), reverse=True)
+            before = self._lines or {}
+            lines = self._lines = {folder: before.get(folder) for folder in folders}
+            for i, folder in enumerate(folders):
+                lines[folder] = self._row(folder)
+                if i + 1 == NEWEST:
+                    look.newest.set()
+                if self._closed:
+                    break
         finally:
-            self._pending.discard(folder)
+            look.newest.set()
+            look.whole.set()
+
+    def _row(self, folder: Path) -> Row:
+        """A line with the state as it is now: that a process begins or ends changes no file."""
+        row = self._rows.get("row", folder, self._line)
+        return replace(row, state="running") if row.state != "damaged" and is_running(folder) else row
 
     def _line(self, folder: Path) -> Row:
         kind: Kind = "run" if (folder / _FILES["run"]).is_file() else "sweep"
@@ -184,12 +212,18 @@ class Catalog:
             return Row(kind, at, folder.parent.name, started_of(folder.name), "damaged", said)
 
     def _folders(self) -> Iterator[Path]:
-        for file in _FILES.values():
-            for found in self.local.glob(f"*/*/{file}"):
-                folder = found.parent
-                hidden = any(part.startswith(".") for part in folder.relative_to(self.local).parts)
-                if not hidden and folder.resolve().is_relative_to(self.local):
-                    yield folder
+        for folder in (run for name in self._inside(self.local) for run in self._inside(name)):
+            if any((folder / file).is_file() for file in _FILES.values()):
+                yield folder
+
+    def _inside(self, folder: Path) -> Iterator[Path]:
+        """The folders in a folder, but for hidden ones and links that lead out of the root."""
+        with suppress(OSError), os.scandir(folder) as found:
+            for entry in found:
+                with suppress(OSError):  # a link to itself
+                    safe = not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(self.local)
+                    if not entry.name.startswith(".") and safe and entry.is_dir():
+                        yield folder / entry.name
 
     def _fetch_always(self, root: Url) -> None:
         from raygrad import runs
@@ -207,11 +241,6 @@ class Catalog:
 def is_running(folder: Path) -> bool:
     """Whether a process of this machine is writing the run or sweep."""
     return storage.held(folder / ".lock")
-
-
-def _now(row: Row, folder: Path) -> Row:
-    """The line with the state as it is now: that a process begins or ends changes no file."""
-    return replace(row, state="running") if row.state != "damaged" and is_running(folder) else row
 
 
 def started_of(id: str) -> str:

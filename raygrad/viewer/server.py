@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pyarrow as pa
 from aiohttp import web
 
 from raygrad import curves, pictures
@@ -94,6 +95,7 @@ async def _serve(app: web.Application, sock: socket.socket, ready: Callable[[], 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    pa.array([0.0])  # loads what pyarrow loads with its first array: a third of a second, not of the first answer
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:

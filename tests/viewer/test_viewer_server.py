@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from raygrad.errors import BadInput
 from raygrad.remote import location
 from raygrad.runs import locked
 from raygrad.viewer import answers, charts
-from raygrad.viewer.catalog import Catalog, NotFound
+from raygrad.viewer import catalog as catalog_module
+from raygrad.viewer.catalog import Catalog, NotFound, Row
 
 
 @pytest.fixture
@@ -80,6 +82,42 @@ def test_a_run_that_is_being_written_is_running(catalog: Catalog, copy: Path) ->
         assert answers.run(catalog, at)["state"] == "running"
         assert {r.at: r.state for r in catalog.rows(30)[0]}[at] == "running"
     assert {r.at: r.state for r in catalog.rows(30)[0]}[at] == "stopped"
+
+
+def test_the_newest_are_shown_while_the_others_are_read(
+    catalog: Catalog, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    read = catalog._line
+
+    def line(folder: Path) -> Row:
+        assert folder not in newest[2:] or go_on.wait(30)
+        return read(folder)
+
+    folders = [p.parent for kind in ("experiment", "sweep") for p in copy.glob(f"*/*/{kind}.json")]
+    newest = sorted(folders, key=lambda p: p.name, reverse=True)
+    monkeypatch.setattr(catalog_module, "NEWEST", 2)
+    monkeypatch.setattr(catalog, "_line", line)
+    rows, pending = catalog.rows(30, whole=False)
+    assert ([copy / r.at for r in rows], pending) == (newest[:2], len(newest) - 2)
+    go_on.set()
+    rows, pending = catalog.rows(30)
+    assert ([copy / r.at for r in rows], pending) == (newest, 0)
+
+
+def test_an_empty_root_has_nothing_to_read(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    assert catalog.rows(30) == ([], 0)
+    catalog.close()
+
+
+def test_what_is_new_is_in_the_next_answer(catalog: Catalog, copy: Path) -> None:
+    at = runs(copy, "fedga")[0]
+    for i in range(20):
+        shutil.copytree(copy / at, copy / f"again/20300101-{i:06d}-again")
+        assert catalog.rows(30, whole=False)[0][0].at == f"again/20300101-{i:06d}-again"
+        shutil.rmtree(copy / "again")
+        assert catalog.rows(30)[0][0].name != "again"
 
 
 def test_who_looks_keeps_nobody_from_writing(copy: Path) -> None:
