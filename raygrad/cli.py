@@ -81,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         print("raygrad: interrupted", file=sys.stderr)
         return 130
     except PermissionError as e:
-        print(f"raygrad: {e.filename}: {e.strerror}", file=sys.stderr)
+        output.error(output.not_permitted(e))
         return 2
     except Exception as e:
         if not hasattr(e, "format_message"):

@@ -193,6 +193,16 @@ def test_errors_as_json(capsys: pytest.CaptureFixture[str], shards: Path) -> Non
     assert [e["event"] for e in events(out)] == ["error"]
 
 
+def test_what_may_not_be_written_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "runs/digits")
+
+    monkeypatch.setattr("raygrad.runs.load", refused)
+    out, err = said(capsys, "resume", "digits", "--json", code=2)
+    assert err == "raygrad: runs/digits: Permission denied\n"
+    assert [(e["event"], e["message"]) for e in events(out)] == [("error", "runs/digits: Permission denied")]
+
+
 def test_clients_that_are_left_out_are_logged_and_folded(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
     diverging = [*QUICK, "--shard-root", str(shards), "--alpha", "3e38", "--set", "failures.nan=skip",
                  "--set", "failures.quorum=0"]  # fmt: skip

@@ -13,7 +13,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from raygrad.errors import RaygradError
+from raygrad.errors import BadInput, RaygradError
 from raygrad.remote import Url
 
 
@@ -33,12 +33,18 @@ def errors(as_json: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except RaygradError as e:
+    except (RaygradError, PermissionError) as found:
+        e = found if isinstance(found, RaygradError) else not_permitted(found)
         error(e)
         if as_json:
             notes = list(getattr(e, "__notes__", ()))
             record("error", message=" ".join(str(e).split()), notes=notes, exit_code=e.exit_code)
-        raise typer.Exit(e.exit_code) from e
+        raise typer.Exit(e.exit_code) from found
+
+
+def not_permitted(error: PermissionError) -> BadInput:
+    """Which file it is that may not be read or written."""
+    return BadInput(f"{error.filename}: {error.strerror}")
 
 
 def record(event: str, **values: object) -> None:

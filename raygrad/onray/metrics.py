@@ -26,8 +26,9 @@ def record(owner: str, readings: Iterable[Reading]) -> None:
     """Export what there is to say of the run or sweep called `owner`. What goes wrong never stops a run."""
     with suppress(Exception):
         for reading in readings:
-            if exported(reading):
-                _export(owner, reading)
+            with suppress(Exception):  # the others are exported
+                if exported(reading):
+                    _export(owner, reading)
 
 
 def _export(owner: str, reading: Reading) -> None:

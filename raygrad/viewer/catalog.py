@@ -265,12 +265,13 @@ def run_row(folder: Path, at: str) -> Row:
         value = float(last) if isinstance(last, int | float) else None
     planned = settings.get("rounds")
     planned = planned if isinstance(planned, int) else done
-    origin = record.get("forked_from") or {}
+    origin = record.get("forked_from")
+    parent = str(origin.get("run", "")) if isinstance(origin, dict) else ""
     return Row(
         "run", at, folder.parent.name, started_of(folder.name),
         "finished" if final.is_file() and done >= planned else "stopped",
         algorithm=describe(settings, "algorithm"), data=describe(settings, "data"), seed=str(settings.get("seed", "")),
-        done=done, planned=planned, measure=measure, value=value, parent=str(origin.get("run", "")),
+        done=done, planned=planned, measure=measure, value=value, parent=parent,
     )  # fmt: skip
 
 

@@ -288,7 +288,7 @@ def _with_token(token: str) -> Any:
         if given is None:
             return await handler(request)
         response = web.HTTPFound(request.url.without_query_params("token"))
-        response.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
+        response.set_cookie(COOKIE, token, httponly=True, samesite="Lax")  # a link elsewhere may lead here
         return response
 
     return guard

@@ -373,7 +373,7 @@ def test_elsewhere_a_token_is_asked_for(run_root: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as e:
             urllib.request.build_opener(Stay).open(f"{here}?token={token}")
         assert e.value.code == 302 and "token" not in e.value.headers["Location"]
-        assert "HttpOnly" in e.value.headers["Set-Cookie"] and "SameSite=Strict" in e.value.headers["Set-Cookie"]
+        assert "HttpOnly" in e.value.headers["Set-Cookie"] and "SameSite=Lax" in e.value.headers["Set-Cookie"]
 
 
 def test_what_cannot_be_served_is_one_line(run_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
