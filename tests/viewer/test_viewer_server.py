@@ -289,7 +289,7 @@ def test_what_no_raygrad_wrote_hides_nothing_else(copy: Path) -> None:
             sleep(0.1)
         assert found["pending"] == 0
         states = {r["at"]: r["state"] for r in found["rows"]}
-        assert states[fork] == "damaged" and states[stopped] == "stopped" and nan in states
+        assert states[fork] == "finished" and states[stopped] == "stopped" and nan in states
         assert "linked/away" not in states and states["by??te/one"] == "damaged"
         for at in (fork, nan, stopped):
             for what in ("run", "curves", "participation", "hosts", "partition"):
