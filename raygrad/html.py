@@ -89,9 +89,22 @@ th,td{text-align:left;vertical-align:top;padding:.3rem 1.25rem .3rem 0;border-bo
 th[scope=row]{font-weight:400;color:var(--muted);white-space:nowrap}
 thead th{font-weight:600;vertical-align:bottom}
 .grid :is(th,td){padding-right:.9rem}
-.grid tbody :is(th,td){white-space:nowrap}
+.grid tbody td{white-space:nowrap}
+.grid tbody th{white-space:normal;min-width:12rem;overflow-wrap:anywhere}
 pre{overflow-x:auto;padding:.75rem 1rem;border:1px solid var(--grid);border-radius:4px;font-size:.875rem}
 details{margin:.5rem 0}
 summary{cursor:pointer}
 details caption{display:none}
+@media print{
+main{max-width:none;padding:0}
+h2,caption,summary{break-after:avoid}
+tr,figure{break-inside:avoid}
+svg{min-width:0}
+.wide,pre{overflow:visible}
+pre{white-space:pre-wrap;overflow-wrap:anywhere}
+.grid{font-size:.7rem}
+.grid :is(th,td),.grid tbody :is(th,td){white-space:normal;min-width:0;padding-right:.5rem;overflow-wrap:break-word}
+.grid tbody th{min-width:8rem}
+details::details-content{content-visibility:visible;block-size:auto}
+}
 """

@@ -82,14 +82,14 @@ def _curves(v: "RunView") -> str:
     x = v.communications.astype(np.float64)
     panels = []
     if np.isfinite(v.accuracy).any():
-        panels.append(Panel(f"{v.part} accuracy", "communications", [Curve("accuracy", x, v.accuracy)]))
+        panels.append(Panel(f"{v.part} accuracy", "communications", [Curve("", x, v.accuracy)]))
     loss, name = (v.loss, f"{v.part} loss") if np.isfinite(v.loss).any() else (v.train_loss, "training loss")
     if np.isfinite(loss).any():
-        panels.append(Panel(name, "communications", [Curve("loss", x, loss)], log=True))
+        panels.append(Panel(name, "communications", [Curve("", x, loss)], log=True))
     if "r" in v.probes.named:
         at = v.probes.round > 0
         charged = np.interp(v.probes.round[at], v.round, x)
-        panels.append(Panel("r(x)", "communications", [Curve("r", charged, v.probes.values["r"][at])], log=True))
+        panels.append(Panel("r(x)", "communications", [Curve("", charged, v.probes.values["r"][at])], log=True))
     if not panels:
         return ""
     told = ", ".join(p.title for p in panels)

@@ -251,6 +251,10 @@ def _measures(clients: str, measured: set[str]) -> str:
         )
     if "client_accuracy" in measured:
         said.append("Accuracy per client: the mean over clients, and over the worst tenth of them. ")
+    if "weighted_diversity" in measured:
+        said.append("Weighted diversity: Λ = Σ q_i |g_i|² / |Σ q_i g_i|², q_i the client's share of the examples. ")
+    if "batch_bound" in measured:
+        said.append("B(x): how many examples there are, times the diversity of their gradients. ")
     return "".join(said)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ _MAX_MARKS = 2000
 _PANEL_POINTS = 40_000  # of all curves in a panel together
 _MAX_GREY = 100  # more grey curves than these are drawn as one image
 _DPI = 200
+_TITLES = 108  # characters of the titles of a row of panels, beyond which they go on in a second line
 _BARS = 50  # up to so many clients have bars that stand apart
 
 INK, MUTED, GRID, PAPER = "#1c1b1a", "#6d6b67", "#deddd8", "#fefefd"
@@ -180,6 +181,7 @@ def lines(grid: Sequence[Sequence[Panel]]) -> "Figure":
                 shared = first if first is not None and row[0].title == panel.title else None
                 axes = figure.add_subplot(len(grid), columns, i * columns + j + 1, sharey=shared)
                 _draw(axes, panel, first is None)
+                axes.set_title(fill(panel.title, _TITLES // columns))
                 first = first or axes
         names = {c.label: c for row in grid for p in row for c in p.curves if c.series is not None}
         if len(names) > 1:

@@ -112,7 +112,8 @@ def _part(part: Part, folder: str) -> str:
         case Heading(text):
             return f"## {_plain(text)}"
         case Words(text):
-            return "".join(p if i % 2 else _plain(p) for i, p in enumerate(re.split(r"(`[^`]+`)", text)))
+            words = re.split(r"(`[^`]+`)", " ".join(text.split()))
+            return "".join(p if i % 2 else _escaped(p) for i, p in enumerate(words))
         case Code(text):
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
             return f"{fence}\n{text}\n{fence}"
@@ -137,7 +138,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
 
 def _plain(text: str) -> str:
     """Text in which nothing is Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", " ".join(text.split()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
 
 
 def _write(path: Path, content: bytes) -> None:

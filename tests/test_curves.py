@@ -1,14 +1,17 @@
 """The panels of curves that reports and the viewer share."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from raygrad import curves, report
+from raygrad import curves, page, pictures, report
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
+from raygrad.document import Picture
 from raygrad.experiment import Where
 from raygrad.verify import problem
 
@@ -53,3 +56,23 @@ def test_a_group_is_the_mean_of_its_seeds(views: list[report.RunView]) -> None:
         assert curve.low is not None and curve.high is not None
         np.testing.assert_array_equal(curve.low, both.min(0))
         np.testing.assert_array_equal(curve.high, both.max(0))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_titles_stay_inside_the_picture(columns: int) -> None:
+    x = np.arange(3.0)
+    panel = pictures.Panel("gradient diversity n·Δ (n = 1,000)", "rounds", [pictures.Curve("all", x, x)])
+    figure = pictures.lines([[panel] * columns])
+    figure.draw_without_rendering()
+    texts = [child for axes in figure.axes for child in axes.get_children() if isinstance(child, Text)]
+    titles = [t.get_window_extent() for t in texts if t.get_text().startswith("gradient")]
+    assert len(titles) == columns
+    assert titles[-1].x1 <= figure.bbox.x1
+    assert all(a.x1 < b.x0 for a, b in pairwise(titles))
+
+
+def test_the_caption_says_what_every_panel_shows(views: list[report.RunView]) -> None:
+    caption = next(
+        p.caption for p in page.document(views[:1]).parts if isinstance(p, Picture) and p.name == "alignment"
+    )
+    assert "Λ = Σ q_i |g_i|² / |Σ q_i g_i|²" in caption

@@ -2,9 +2,12 @@
 
 import math
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +209,46 @@ def test_what_goes_wrong_never_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(exporter, "_export", export)
     exporter.record("run", [Reading("raygrad_round", 1), Reading("raygrad_round", 2)])
     assert len(exported) == 2
+
+
+class Gauges:
+    """What Ray's gauges are set to, and how often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from raygrad.onray import metrics as exporter
+
+        self.set_to: dict[str, list[float]] = {}
+        self.round_again = threading.Event()
+        self.exporter = exporter
+        monkeypatch.setattr(exporter, "HOLD_S", 0.001)
+        monkeypatch.setattr(exporter, "_HELD", exporter._Held())
+        monkeypatch.setattr(exporter, "_made", self._made)
+
+    def _made(self, name: str) -> Any:
+        def set_to(value: float, labels: dict[str, str]) -> None:
+            values = self.set_to.setdefault(" ".join([name, *labels.values()]), [])
+            values.append(value)
+            if name == "raygrad_round" and len(values) > 2:
+                self.round_again.set()
+
+        return SimpleNamespace(set=set_to)
+
+
+def test_gauges_of_a_run_are_held_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets a gauge that it has sent: what is set once, or before a long round, would vanish under a run."""
+    gauges = Gauges(monkeypatch)
+    gauges.exporter.record("run", metrics.at_start(3, 9, 2, 7.0))
+    gauges.exporter.record("run", [Reading("raygrad_round", 4)])
+    assert gauges.round_again.wait(30)
+    assert gauges.set_to["raygrad_round run"][:2] == [3, 4] and gauges.set_to["raygrad_round run"][-1] == 4
+    (thread,) = [t for t in threading.enumerate() if t.name == "raygrad-metrics"]
+    gauges.exporter.record("run", [metrics.in_state("finished", 8.0)])
+    thread.join(30)
+    assert not thread.is_alive()
+    for name in ("rounds_planned run", "quorum run", "round_time_seconds run", "run_state_time_seconds run running"):
+        assert len(gauges.set_to["raygrad_" + name]) > 1, name
+    gauges.exporter.record("run", [Reading("raygrad_hosts_ready", 0)])  # its hosts are ended afterwards
+    assert not [t for t in threading.enumerate() if t.name == "raygrad-metrics"]
 
 
 def test_a_local_run_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

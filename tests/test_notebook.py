@@ -61,6 +61,7 @@ def test_a_run_is_a_table_with_its_curves(run: tuple[LoadedRun, list[raygrad.run
     assert {"table", "svg", "style"} <= Balanced(text).seen
     assert "finished" in text and "communications" in text and "<script" not in text
     assert len(text) < 60_000
+    assert "legend_1" not in text, "each panel has one curve, and its title says which"
     ids = re.findall(r'\bid="([^"]+)"', text + run[0]._repr_html_())
     assert len(ids) == len(set(ids)), "two pictures on a page may not share ids"
 

@@ -69,6 +69,7 @@ def test_markdown_has_its_pictures_beside_it_and_says_what_the_document_says(tmp
     assert [h.text for h in tree.iter("h2")] == ["A <b> *title*"]
     cells = ["".join(cell.itertext()) for table in list(tree.iter("table"))[:1] for cell in table.iter("td")]
     assert cells == ["<a>", "1_2_3", "c*d*", ""]
+    assert "Run raygrad run --rounds for r_i | 2." in ["".join(p.itertext()) for p in tree.iter("p")]
     assert [c.text for c in tree.iter("code")] == ["raygrad run --rounds", "a = `b`\n```\n"]
     assert not list(tree.iter("em"))[2:], "only the pictures' titles are set apart"
 
