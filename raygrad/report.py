@@ -210,7 +210,7 @@ def view(run: Path) -> RunView:
     data = _json(run / "data.json", optional=True)
     names = data.get("class_names")
     final = _described(_json(run / "final.json", optional=True))
-    measured = _finally(final)
+    measured = measured_at_end(final)
     rounds = _columns(run, "rounds")
     settings = flatten(experiment)
     paper = settings.get("evaluation.mode") == "paper"
@@ -286,7 +286,7 @@ def _columns(run: Path, name: str, columns: Sequence[str] | None = None) -> dict
     return {c: values[order] for c, values in found.items()}
 
 
-def _finally(final: Settings) -> dict[tuple[str, str], tuple[int, float]]:
+def measured_at_end(final: Settings) -> dict[tuple[str, str], tuple[int, float]]:
     """What was measured after the last round, as final.json has it: (part, metric) -> (round, value)."""
     end = final.get("round")
     found: dict[tuple[str, str], tuple[int, float]] = {}

@@ -10,8 +10,10 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,9 +21,13 @@ import pytest
 from conftest import viewing
 
 from raygrad import cli, report, tables
+from raygrad import run as engine
+from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput
+from raygrad.experiment import Evaluation, Where
 from raygrad.remote import location
 from raygrad.runs import locked
+from raygrad.verify import problem
 from raygrad.viewer import answers, charts
 from raygrad.viewer import catalog as catalog_module
 from raygrad.viewer.catalog import Catalog, NotFound, Row
@@ -73,6 +79,23 @@ def test_the_list_says_what_the_runs_are(catalog: Catalog) -> None:
         last = v.last("accuracy")
         assert (r.value, r.measure) == ((last[1], "validation accuracy") if last else (None, ""))
         assert r.seed == str(v.settings["seed"])
+
+
+@pytest.mark.parametrize("mode", ["validation", "paper"])
+def test_the_newest_value_is_the_one_after_the_last_round(tmp_path: Path, mode: Literal["validation", "paper"]) -> None:
+    """Where the last round is no multiple of `evaluation.every`, final.json has what was measured after it."""
+    for every, name in ((2, "between"), (10, "never")):
+        evaluation = Evaluation(mode=mode, every=every)
+        experiment = replace(problem(FedGA()), rounds=3, evaluation=evaluation)
+        for _ in engine.rounds(experiment, Where(on="local"), run_root=tmp_path, name=name):
+            pass
+    catalog = Catalog(tmp_path)
+    rows, _ = catalog.rows(wait_s=30)
+    catalog.close()
+    part = "test" if mode == "paper" else "validation"
+    assert len(rows) == 2
+    for r in rows:
+        assert report.view(catalog.folder(r.at)).last("accuracy") == (3, r.value) and r.measure == f"{part} accuracy"
 
 
 def test_a_run_that_is_being_written_is_running(catalog: Catalog, copy: Path) -> None:
