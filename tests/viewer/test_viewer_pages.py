@@ -275,3 +275,22 @@ def test_the_keyboard_is_enough(page: Open, viewer: str, run_root: Path, browser
     else:
         raise AssertionError(reached)
     assert reached[0] == "Skip to content" and "Search runs" in reached
+
+
+def test_the_focus_stays_where_it_was(page: Open, viewer: str, run_root: Path, browser: "WebDriver") -> None:
+    """Sorting and choosing draw the list anew; who does it by keyboard goes on from the same place."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    p = page(viewer)
+    p.says("6 of 6")
+    chosen = f"Choose {runs(run_root, 'fedga')[0]}"
+    p.driver.find_element("css selector", f"[aria-label='{chosen}']").send_keys(Keys.SPACE)
+    p.until("document.activeElement.getAttribute('aria-label') === arguments[0]", chosen)
+    p.until("document.activeElement.checked")
+    browser.execute_script(
+        "[...document.querySelectorAll('thead button')].find((e) => e.textContent === 'State').focus()"
+    )
+    for arrow in ("↓", "↑"):
+        ActionChains(browser).send_keys(Keys.ENTER).perform()
+        p.until("document.activeElement.textContent === arguments[0]", f"State {arrow}")
