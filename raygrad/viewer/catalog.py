@@ -127,6 +127,16 @@ class Catalog:
             self.fetching = f"fetching from {root}"
             threading.Thread(target=self._fetch_always, args=(root,), daemon=True).start()
 
+    @property
+    def note(self) -> str:
+        """What is to be said of the run root: that it is fetched, or why it cannot be read."""
+        if not self.fetching and not isinstance(self.root, Url):
+            try:
+                os.scandir(self.local).close()
+            except OSError as e:
+                return f"the run root {self.root} cannot be read: {e.strerror}"
+        return self.fetching
+
     def close(self) -> None:
         """Stop reading."""
         self._closed = True

@@ -174,7 +174,8 @@ def test_a_sweep_shows_its_trials(page: Open, viewer: str, run_root: Path) -> No
     assert [row[:-1] for row in shown] == listed.rows
     points = p.drawn("all trials")
     assert sorted((x, y) for x, y, _ in points) == [(0.05, 1), (0.05, 2), (0.1, 1), (0.1, 2)]
-    p.click("seed 1", "a")
+    p.says("4 of 4 trials")
+    p.click("0000-0", "a")
     p.says("A trial of")
 
 

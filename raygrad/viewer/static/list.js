@@ -54,7 +54,7 @@ export function start(_, query) {
     refill(body, rows.slice(0, limit).map(line));
     more.hidden = rows.length <= limit;
     empty.hidden = rows.length > 0;
-    empty.textContent = found.pending ? "Reading …" : found.rows.length ? "No run fits the search." : "There are no runs here yet: `raygrad run` makes one.";
+    empty.textContent = found.pending ? "Reading …" : found.rows.length ? "No run fits the search." : found.note || "There are no runs here yet: `raygrad run` makes one.";
     const reading = found.pending ? `; ${found.pending.toLocaleString("en")} are still being read` : "";
     count.textContent = `${rows.length.toLocaleString("en")} of ${(found.rows.length + found.pending).toLocaleString("en")}${reading}${found.note ? ` · ${found.note}` : ""}`;
     compare.disabled = chosen.size < 2;
