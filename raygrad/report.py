@@ -23,6 +23,8 @@ Settings = Mapping[str, Leaf]
 """A JSON object laid flat: "algorithm.beta" -> 0.05."""
 Measure = Literal["accuracy", "loss"]
 
+LONGEST_LABEL = 60
+"""Characters of a group's label: more fit no legend and no head of a column."""
 PAPER_PROTOCOL = "paper's protocol: best over the run, no validation set"
 
 _SCHEMA_VERSION = 1
@@ -210,7 +212,7 @@ def view(run: Path) -> RunView:
     data = _json(run / "data.json", optional=True)
     names = data.get("class_names")
     final = _described(_json(run / "final.json", optional=True))
-    measured = _finally(final)
+    measured = measured_at_end(final)
     rounds = _columns(run, "rounds")
     settings = flatten(experiment)
     paper = settings.get("evaluation.mode") == "paper"
@@ -286,7 +288,7 @@ def _columns(run: Path, name: str, columns: Sequence[str] | None = None) -> dict
     return {c: values[order] for c, values in found.items()}
 
 
-def _finally(final: Settings) -> dict[tuple[str, str], tuple[int, float]]:
+def measured_at_end(final: Settings) -> dict[tuple[str, str], tuple[int, float]]:
     """What was measured after the last round, as final.json has it: (part, metric) -> (round, value)."""
     end = final.get("round")
     found: dict[tuple[str, str], tuple[int, float]] = {}
@@ -502,7 +504,8 @@ def group(views: Sequence[RunView]) -> list[Group]:
     """Runs grouped by the settings that differ among them, the seed aside, in the order given.
 
     Of several runs of a group with the same seed the longest stays (of equally long ones the first): a repeated run is
-    no new evidence.
+    no new evidence. Where settings would make a label longer than LONGEST_LABEL, the groups are called by their runs'
+    names, if these tell them apart.
     """
     keys = list(dict.fromkeys(k for v in views for k in v.settings if k != "seed"))
     differing = [k for k in keys if len({(k in v.settings, leaf(v.settings.get(k))) for v in views}) > 1]
@@ -511,15 +514,22 @@ def group(views: Sequence[RunView]) -> list[Group]:
         values = tuple((k, leaf(v.settings[k])) for k in differing if k in v.settings)
         grouped.setdefault(values, []).append(v)
     said = _telling(differing, views)
+    labels = [
+        ", ".join(f"{said[k]}{leaf(v.settings[k])}" for k in differing if k in said and k in v.settings)
+        for v, *_ in grouped.values()
+    ]
+    names = [{v.name for v in members} for members in grouped.values()]
+    apart = len(set().union(*names)) == sum(map(len, names)) == len(names)
+    if apart and any(len(label) > LONGEST_LABEL for label in labels):
+        labels = [name for (name,) in names]
     result = []
-    for members in grouped.values():
+    for label, members in zip(labels, grouped.values(), strict=True):
         seeds: dict[Leaf, RunView] = {}
         for v in members:
             seed = v.settings.get("seed")
             if seed not in seeds or len(v.round) > len(seeds[seed].round):
                 seeds[seed] = v
         first = members[0].settings
-        label = ", ".join(f"{said[k]}{leaf(first[k])}" for k in differing if k in said and k in first)
         fields = {k: first[k] for k in differing if k in first}
         result.append(Group(label or members[0].name, fields, tuple(seeds.values())))
     return result

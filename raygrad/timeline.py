@@ -98,9 +98,12 @@ def _before(edges: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _indexed(column: pa.ChunkedArray, first: str | None = None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The distinct values up to a colon, sorted but for `first`, and each row's index among them: [n]."""
+    """The distinct values, sorted, and each row's index among them: [n]. With `first`, it comes first, and values end
+    at a colon: what follows is the reason.
+    """
     encoded = column.combine_chunks().dictionary_encode()
-    words = [str(value).partition(":")[0] for value in encoded.dictionary.to_pylist()]
+    words = [str(value) for value in encoded.dictionary.to_pylist()]
+    words = words if first is None else [word.partition(":")[0] for word in words]
     names = sorted({*words} - {first})
     names = names if first is None else [first, *names]
     return tuple(names), np.array([names.index(word) for word in words], np.int64)[encoded.indices.to_numpy()]

@@ -617,6 +617,16 @@ def test_seeds_make_one_group_and_settings_another(tmp_path: Path) -> None:
     ]
 
 
+def test_groups_that_differ_in_much_are_called_by_their_runs(tmp_path: Path) -> None:
+    many = {f"a_setting_{i}": 1 for i in range(9)}
+    a = [make(tmp_path / "one" / f"a{s}", [0.5], seed=s, **many) for s in range(2)]
+    b = make(tmp_path / "other" / "b", [0.5], **dict.fromkeys(many, 2))
+    assert [g.label for g in report.group([report.view(r) for r in (*a, b)])] == ["one", "other"]
+    c = make(tmp_path / "one" / "c", [0.5], **dict.fromkeys(many, 3))  # two groups have runs of this name
+    labels = [g.label for g in report.group([report.view(r) for r in (*a, b, c)])]
+    assert len({*labels}) == 3 and all("a_setting_0=" in label for label in labels)
+
+
 def test_a_repeated_seed_is_no_new_evidence(tmp_path: Path) -> None:
     root = tmp_path / "digits"
     short = make(root / "short", [0.5], planned=3)

@@ -63,6 +63,14 @@ def test_busy_shares_are_the_integral_of_the_bars(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.busy(edges), expected, rtol=0, atol=1e-12)
 
 
+def test_two_hosts_of_a_machine_are_two(tmp_path: Path) -> None:
+    """The host is the actor, as `raygrad run` starts two of them on one machine: machine:process."""
+    both = rows((1, "here:11", 0.0, 1.0, 1, "answered"), (1, "here:12", 0.0, 1.0, 1, "answered"))
+    found = written(tmp_path, both, [(1, 2.0, 0)])
+    assert found.hosts == ("here:11", "here:12") and found.host.tolist() == [0, 1]
+    assert found.busy(np.array([0.0, 2.0])).tolist() == [[0.5], [0.5]]
+
+
 def test_nothing_recorded(tmp_path: Path) -> None:
     found = timeline(tmp_path)
     assert len(found) == 0 and found.span == (0.0, 0.0)

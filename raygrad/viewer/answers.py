@@ -29,7 +29,7 @@ MOST_COMPARED = 200
 def listed(catalog: Catalog, wait_s: float) -> Json:
     """All runs and sweeps that are known so far."""
     rows, pending = catalog.rows(wait_s, whole=False)
-    return {"root": str(catalog.root), "rows": [_row(r) for r in rows], "pending": pending, "note": catalog.fetching}
+    return {"root": str(catalog.root), "rows": [_row(r) for r in rows], "pending": pending, "note": catalog.note}
 
 
 def _row(row: Row) -> Json:
@@ -232,6 +232,14 @@ def _commands(catalog: Catalog, folder: Path, at: str, v: RunView, state: str) -
     return [*found, *([word, f"raygrad {word} {run}"] for word in ("report", "digest", "cite"))]
 
 
+def _sweep_commands(catalog: Catalog, at: str, state: str, best: Sequence[str]) -> list[list[str]]:
+    """What to type to go on with a sweep, to report it, and to repeat its best settings."""
+    place = shlex.quote(f"{catalog.root}/{at}")
+    found = [["go on with the sweep", f"raygrad sweep --resume {place}"]] if state == "stopped" else []
+    found.append(["report the sweep", f"raygrad report {place}"])
+    return [*found, *(["repeat the best settings", line] for line in best)]
+
+
 def sweep(catalog: Catalog, at: str) -> Json:
     """A sweep's page."""
     from raygrad import sweep_report
@@ -240,8 +248,10 @@ def sweep(catalog: Catalog, at: str) -> Json:
     folder = catalog.folder(at, "sweep")
     loaded = load(folder)
     row = sweep_row(folder, at)
+    state = "running" if is_running(folder) else row.state
     found = sweep_report.trials(loaded) if row.done else []
     values = np.array([t.value for t in found])
+    again = [b.command for b in sweep_report.best(loaded)] if found else []
     header, best = sweep_report.table(loaded) if found else ([], [])
     maps = sweep_report.maps(loaded, found)
     learning = sweep_report.learning(loaded, found) if found else None
@@ -249,10 +259,10 @@ def sweep(catalog: Catalog, at: str) -> Json:
     measure = loaded.sweep.measure
     trials = sweep_report.listed(loaded, found)
     return {
-        "at": at, "name": loaded.name, "state": "running" if is_running(folder) else row.state, "over": row.done,
+        "at": at, "name": loaded.name, "state": state, "over": row.done, "planned": row.planned,
         "what": sweep_report.searched(loaded, found),
         "best": {"header": header, "rows": best},
-        "commands": [b.command for b in sweep_report.best(loaded)] if found else [],
+        "commands": _sweep_commands(catalog, at, state, again),
         "maps": [charts.value_map(m, maps.x_label, maps.y_label, measure) for m in maps.panels] if maps else [],
         "sensitivity": [charts.scatter(s, measure) for s in sweep_report.sensitivity(loaded, found)],
         "learning": [charts.panel(learning)] if learning else [],

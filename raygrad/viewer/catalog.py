@@ -127,6 +127,16 @@ class Catalog:
             self.fetching = f"fetching from {root}"
             threading.Thread(target=self._fetch_always, args=(root,), daemon=True).start()
 
+    @property
+    def note(self) -> str:
+        """What is to be said of the run root: that it is fetched, or why it cannot be read."""
+        if not self.fetching and not isinstance(self.root, Url):
+            try:
+                os.scandir(self.local).close()
+            except OSError as e:
+                return f"the run root {self.root} cannot be read: {e.strerror}"
+        return self.fetching
+
     def close(self) -> None:
         """Stop reading."""
         self._closed = True
@@ -257,12 +267,13 @@ def run_row(folder: Path, at: str) -> Row:
     settings = flatten(experiment)
     final = folder / "final.json"
     part = "test" if settings.get("evaluation.mode") == "paper" else "validation"
-    done, measure, value = _newest(folder, part)
-    if value is None and final.is_file():
-        found = flatten(storage.read_json(final))
-        measure = f"{part} {'accuracy' if f'{part}.accuracy' in found else 'loss'}"
-        last = found.get(measure.replace(" ", "."))
-        value = float(last) if isinstance(last, int | float) else None
+    done, measured, measure, value = _newest(folder, part)
+    if final.is_file():
+        end = report.measured_at_end(flatten(storage.read_json(final)))
+        for metric in ("loss", "accuracy"):
+            index, last = end.get((part, metric), (0, np.nan))
+            if index > measured and np.isfinite(last):
+                measure, value = f"{part} {metric}", last
     planned = settings.get("rounds")
     planned = planned if isinstance(planned, int) else done
     origin = record.get("forked_from")
@@ -275,16 +286,17 @@ def run_row(folder: Path, at: str) -> Row:
     )  # fmt: skip
 
 
-def _newest(folder: Path, part: str) -> tuple[int, str, float | None]:
-    """The rounds that are done, and the newest measured accuracy, or loss: what it is and its value."""
+def _newest(folder: Path, part: str) -> tuple[int, int, str, float | None]:
+    """The rounds that are done, and the newest accuracy, or loss, in the tables: its round, its name and its value."""
     names, done = [f"{part}_accuracy", f"{part}_loss"], 0
     for table in tables.newest_first(folder, "rounds", ["round", *names]):
-        done = max(done, int(table["round"].to_numpy().max(initial=0)))
+        rounds = table["round"].to_numpy()
+        done = max(done, int(rounds.max(initial=0)))
         for name in names:
             values = table[name].to_numpy(zero_copy_only=False).astype(np.float64)
-            if np.isfinite(values).any():
-                return done, name.replace("_", " "), float(values[np.isfinite(values)][-1])
-    return done, "", None
+            if (known := np.flatnonzero(np.isfinite(values))).size:
+                return done, int(rounds[known[-1]]), name.replace("_", " "), float(values[known[-1]])
+    return done, 0, "", None
 
 
 def sweep_row(folder: Path, at: str) -> Row:

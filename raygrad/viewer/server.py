@@ -259,6 +259,9 @@ async def _safely(request: web.Request, handler: _Handler) -> web.StreamResponse
         response = web.json_response({"error": str(e)}, status=404)
     except BadInput as e:
         response = web.json_response({"error": str(e)}, status=422)
+    except PermissionError as e:
+        said = f"{e.filename} cannot be read: {e.strerror}; may the user who started the viewer read it?"
+        response = web.json_response({"error": said}, status=422)
     except Exception as e:  # a file that no raygrad wrote
         said = " ".join(f"{type(e).__name__}: {e}".split())
         response = web.json_response({"error": f"this cannot be shown; is a file damaged? ({said})"}, status=500)

@@ -174,7 +174,8 @@ def test_a_sweep_shows_its_trials(page: Open, viewer: str, run_root: Path) -> No
     assert [row[:-1] for row in shown] == listed.rows
     points = p.drawn("all trials")
     assert sorted((x, y) for x, y, _ in points) == [(0.05, 1), (0.05, 2), (0.1, 1), (0.1, 2)]
-    p.click("seed 1", "a")
+    p.says("4 of 4 trials")
+    p.click("0000-0", "a")
     p.says("A trial of")
 
 
@@ -275,3 +276,22 @@ def test_the_keyboard_is_enough(page: Open, viewer: str, run_root: Path, browser
     else:
         raise AssertionError(reached)
     assert reached[0] == "Skip to content" and "Search runs" in reached
+
+
+def test_the_focus_stays_where_it_was(page: Open, viewer: str, run_root: Path, browser: "WebDriver") -> None:
+    """Sorting and choosing draw the list anew; who does it by keyboard goes on from the same place."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    p = page(viewer)
+    p.says("6 of 6")
+    chosen = f"Choose {runs(run_root, 'fedga')[0]}"
+    p.driver.find_element("css selector", f"[aria-label='{chosen}']").send_keys(Keys.SPACE)
+    p.until("document.activeElement.getAttribute('aria-label') === arguments[0]", chosen)
+    p.until("document.activeElement.checked")
+    browser.execute_script(
+        "[...document.querySelectorAll('thead button')].find((e) => e.textContent === 'State').focus()"
+    )
+    for arrow in ("↓", "↑"):
+        ActionChains(browser).send_keys(Keys.ENTER).perform()
+        p.until("document.activeElement.textContent === arguments[0]", f"State {arrow}")

@@ -1,5 +1,7 @@
 """What the viewer answers, without a browser: what it shows, what it refuses, and that it changes nothing."""
 
+import asyncio
+import errno
 import json
 import os
 import shutil
@@ -10,19 +12,27 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
+from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from conftest import viewing
 
 from raygrad import cli, report, tables
+from raygrad import run as engine
+from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput
+from raygrad.experiment import Evaluation, Where
 from raygrad.remote import location
 from raygrad.runs import locked
-from raygrad.viewer import answers, charts
+from raygrad.verify import problem
+from raygrad.viewer import answers, charts, server
 from raygrad.viewer import catalog as catalog_module
 from raygrad.viewer.catalog import Catalog, NotFound, Row
 
@@ -73,6 +83,23 @@ def test_the_list_says_what_the_runs_are(catalog: Catalog) -> None:
         last = v.last("accuracy")
         assert (r.value, r.measure) == ((last[1], "validation accuracy") if last else (None, ""))
         assert r.seed == str(v.settings["seed"])
+
+
+@pytest.mark.parametrize("mode", ["validation", "paper"])
+def test_the_newest_value_is_the_one_after_the_last_round(tmp_path: Path, mode: Literal["validation", "paper"]) -> None:
+    """Where the last round is no multiple of `evaluation.every`, final.json has what was measured after it."""
+    for every, name in ((2, "between"), (10, "never")):
+        evaluation = Evaluation(mode=mode, every=every)
+        experiment = replace(problem(FedGA()), rounds=3, evaluation=evaluation)
+        for _ in engine.rounds(experiment, Where(on="local"), run_root=tmp_path, name=name):
+            pass
+    catalog = Catalog(tmp_path)
+    rows, _ = catalog.rows(wait_s=30)
+    catalog.close()
+    part = "test" if mode == "paper" else "validation"
+    assert len(rows) == 2
+    for r in rows:
+        assert report.view(catalog.folder(r.at)).last("accuracy") == (3, r.value) and r.measure == f"{part} accuracy"
 
 
 def test_a_run_that_is_being_written_is_running(catalog: Catalog, copy: Path) -> None:
@@ -296,6 +323,33 @@ def test_what_no_raygrad_wrote_hides_nothing_else(copy: Path) -> None:
                 status, body, headers = asked(f"{address}api/{what}/{at}")
                 assert "default-src" in headers["Content-Security-Policy"]
                 assert status == 200 or "\n" not in json.loads(body)["error"]
+
+
+def test_a_sweep_that_was_stopped_can_be_gone_on_with(catalog: Catalog, copy: Path) -> None:
+    at = runs(copy, "searched")[0]
+    whole = answers.sweep(catalog, at)
+    assert (whole["over"], whole["planned"]) == (4, 4)
+    assert ["go on with the sweep", f"raygrad sweep --resume {copy}/{at}"] not in whole["commands"]
+    (copy / at / "trials.parquet").unlink()
+    stopped = answers.sweep(catalog, at)
+    assert (stopped["state"], stopped["over"], stopped["planned"]) == ("stopped", 0, 4)
+    assert stopped["commands"][0] == ["go on with the sweep", f"raygrad sweep --resume {copy}/{at}"]
+
+
+def test_a_root_that_cannot_be_read_is_not_called_empty(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "gone")
+    said = f"the run root {catalog.root} cannot be read: No such file or directory"
+    assert answers.listed(catalog, 10)["note"] == said
+    catalog.close()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged() -> None:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/a/rounds")
+
+    response = asyncio.run(server._safely(make_mocked_request("GET", "/"), handler))
+    assert isinstance(response, web.Response) and response.status == 422
+    assert response.text is not None and "runs/a/rounds cannot be read: Permission denied" in response.text
 
 
 def test_names_with_commas_are_compared(copy: Path) -> None:

@@ -1,6 +1,6 @@
 // Several runs side by side: mean and spread over seeds, and what sets them apart.
 import { figures } from "./charts.js";
-import { choice, follow, h, link, live, main, state, table, title } from "./page.js";
+import { choice, follow, h, link, live, main, refill, state, table, title } from "./page.js";
 
 export function start(_, query) {
   const runs = query.get("runs") ?? "";
@@ -25,13 +25,13 @@ export function start(_, query) {
     live(running ? `live · ${running} running` : "");
     if (axes !== JSON.stringify(found.axes)) {
       axes = JSON.stringify(found.axes);
-      bar.replaceChildren(choice("Against", found.axes, axis, (value) => { axis = value; again(); }));
+      refill(bar, choice("Against", found.axes, axis, (value) => { axis = value; again(); }));
     }
     goal.placeholder = found.target ?? "";
-    costs.replaceChildren(table("Mean ± standard deviation over seeds", found.table.header, found.table.rows),
+    refill(costs, table("Mean ± standard deviation over seeds", found.table.header, found.table.rows),
       h("p", { class: "muted" }, found.target == null ? "No run has an accuracy to set a target by." : `Target accuracy ${found.target}: ${found.target_from}. A FedGA round is two communications.`));
-    differences.replaceChildren(found.differences.rows.length ? table("Settings that differ", found.differences.header, found.differences.rows) : h("p", null, "The runs differ in their seed only."));
-    list.replaceChildren(table("Runs", ["run", "group", "seed", "rounds", "state"], found.runs.map((r) => [link("run", r.at), r.group, r.seed, `${r.done} of ${r.planned}`, state(r.state)])));
+    refill(differences, found.differences.rows.length ? table("Settings that differ", found.differences.header, found.differences.rows) : h("p", null, "The runs differ in their seed only."));
+    refill(list, table("Runs", ["run", "group", "seed", "rounds", "state"], found.runs.map((r) => [link("run", r.at), r.group, r.seed, `${r.done} of ${r.planned}`, state(r.state)])));
     await learning.show(found.learning);
     probed.hidden = !found.alignment.length;
     await alignment.show(found.alignment);

@@ -1,5 +1,5 @@
 // All runs and sweeps: search, filter, sort, choose some to compare.
-import { follow, h, link, live, main, number, state, title, trouble } from "./page.js";
+import { follow, h, link, live, main, number, refill, state, title, trouble } from "./page.js";
 
 const SHOWN = 200;
 const STATES = ["all", "running", "finished", "stopped", "damaged"];
@@ -47,14 +47,14 @@ export function start(_, query) {
       (states.value === "all" || r.state === states.value) && (kinds.value === "all" || r.kind === kinds.value) &&
       words.every((w) => `${r.at} ${r.algorithm ?? ""} ${r.data ?? ""} ${r.state} seed ${r.seed ?? ""}`.toLowerCase().includes(w)));
     rows.sort((a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0) * (down ? -1 : 1));
-    head.replaceChildren(h("th", { scope: "col" }, "Choose"), ...COLUMNS.map(([name, text]) => h("th", {
+    refill(head, h("th", { scope: "col" }, "Choose"), ...COLUMNS.map(([name, text]) => h("th", {
       scope: "col", class: ["algorithm", "data", "seed"].includes(name) && "optional",
       "aria-sort": name === sort ? (down ? "descending" : "ascending") : null,
     }, h("button", { type: "button", click: () => { [sort, down] = [name, name === sort ? !down : true]; draw(); } }, text, name === sort ? (down ? " ↓" : " ↑") : ""))));
-    body.replaceChildren(...rows.slice(0, limit).map(line));
+    refill(body, rows.slice(0, limit).map(line));
     more.hidden = rows.length <= limit;
     empty.hidden = rows.length > 0;
-    empty.textContent = found.pending ? "Reading …" : found.rows.length ? "No run fits the search." : "There are no runs here yet: `raygrad run` makes one.";
+    empty.textContent = found.pending ? "Reading …" : found.rows.length ? "No run fits the search." : found.note || "There are no runs here yet: `raygrad run` makes one.";
     const reading = found.pending ? `; ${found.pending.toLocaleString("en")} are still being read` : "";
     count.textContent = `${rows.length.toLocaleString("en")} of ${(found.rows.length + found.pending).toLocaleString("en")}${reading}${found.note ? ` · ${found.note}` : ""}`;
     compare.disabled = chosen.size < 2;
@@ -82,14 +82,7 @@ export function start(_, query) {
     document.getElementById("root").textContent = value.root;
     const running = value.rows.filter((r) => r.state === "running").length;
     live(running ? `${running} running` : "");
-    if (!same && !body.contains(document.activeElement)) draw();
-    else if (!same) draw_keeping_focus();
+    if (!same) draw();
     if (value.pending) setTimeout(again, 200);
   }, trouble);
-
-  function draw_keeping_focus() {
-    const label = document.activeElement.getAttribute("aria-label"), href = document.activeElement.getAttribute("href");
-    draw();
-    [...body.querySelectorAll("input, a")].find((e) => (label && e.getAttribute("aria-label") === label) || (href && e.getAttribute("href") === href))?.focus();
-  }
 }

@@ -124,6 +124,20 @@ export function main(...children) {
   document.getElementById("main").replaceChildren(...children.flat(Infinity).filter(Boolean));
 }
 
+/** Other children for an element, where the focus stays on what is there again under its name, else at its place, and
+ *  wide tables stay scrolled. */
+export function refill(place, ...children) {
+  const name = (e) => e.getAttribute("aria-label") ?? e.getAttribute("href") ?? e.textContent;
+  const stops = () => [...place.querySelectorAll("a, button, input, summary, [tabindex]")];
+  const wide = () => [...place.querySelectorAll(".wide")];
+  const focused = document.activeElement, at = stops().indexOf(focused), scrolled = wide().map((e) => e.scrollLeft);
+  place.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  wide().forEach((e, i) => { e.scrollLeft = scrolled[i] ?? 0; });
+  if (at < 0) return;
+  const now = stops();
+  (now.find((e) => name(e) === name(focused)) ?? now[at])?.focus({ preventScroll: true });
+}
+
 export function trouble(message) {
   title("not to be shown");
   main(h("h1", null, "This cannot be shown"), h("p", { class: "bad", role: "alert" }, message),

@@ -1,6 +1,6 @@
 // A run: how it learns, who took part, what hosts did, who holds what, its settings, where it comes from.
 import { figure, figures } from "./charts.js";
-import { choice, command, folded, follow, get, h, link, live, main, number, percent, seconds, state, table, title } from "./page.js";
+import { choice, command, folded, follow, get, h, link, live, main, number, percent, refill, seconds, state, table, title } from "./page.js";
 
 export function start(at) {
   const api = (what, query = "") => `/api/${what}/${at.split("/").map(encodeURIComponent).join("/")}${query}`;
@@ -38,7 +38,7 @@ export function start(at) {
     partition.element.hidden = !held.clients;
     if (held.clients) {
       await partition.show({ kind: "shares", x: held.sorted ? "clients, sorted by their most frequent class" : "client", height: held.shares ? 380 : 220, told: held.table.map((r) => r.join(": ")).join("; "), ...held }, "Above: the share of each class in each client; below: training examples per client.");
-      partition.extra.replaceChildren(table("The partition", null, held.table));
+      refill(partition.extra, table("The partition", null, held.table));
     }
   }
 
@@ -47,10 +47,10 @@ export function start(at) {
     known = run;
     title(`${run.name} ${run.id}`);
     live(run.state === "running" ? `live · round ${run.done.toLocaleString("en")} of ${run.planned.toLocaleString("en")}` : run.state);
-    head.replaceChildren(h("h1", null, run.name), h("p", { class: "muted" }, `run ${at} · experiment ${run.hash.slice(0, 12)}`),
+    refill(head, h("h1", null, run.name), h("p", { class: "muted" }, `run ${at} · experiment ${run.hash.slice(0, 12)}`),
       h("p", null, state(run.state), " ", h("progress", { max: run.planned, value: run.done, "aria-label": "rounds done" }), ` ${run.done.toLocaleString("en")} of ${run.planned.toLocaleString("en")} rounds`),
       h("nav", { "aria-label": "On this page" }, h("ul", { class: "contents" }, [["learning", "Learning"], ["summary", "Summary"], ["participation", "Participation"], ["hosts", "Hosts"], ["data", "Data"], ["settings", "Settings"], ["commands", "Commands"]].map(([id, text]) => h("li", null, h("a", { href: `#${id}` }, text))))));
-    summary.replaceChildren(table("What the run did", null, run.summary));
+    refill(summary, table("What the run did", null, run.summary));
     if (axes !== JSON.stringify(run.axes)) {
       axes = JSON.stringify(run.axes);
       axisBar.replaceChildren(choice("Against", run.axes, axis, (value) => { axis = value; curves().catch(failed); }));
@@ -61,11 +61,11 @@ export function start(at) {
     const text = JSON.stringify(run.commands);
     if (commands.dataset.shown !== text) {
       commands.dataset.shown = text;
-      commands.replaceChildren(...run.commands.map(([word, line]) => command(word, line)));
+      refill(commands, run.commands.map(([word, line]) => command(word, line)));
     }
     await charts().catch(failed);
     const forks = await get(api("forks")).catch(() => []);
-    lineage.replaceChildren(...origin(run.lineage, forks));
+    refill(lineage, origin(run.lineage, forks));
   }
 
   function failed(message) {
@@ -109,7 +109,7 @@ function timeline(api, problem) {
     const trouble = found.troubled_of ? `; ${found.troubled_of.toLocaleString("en")} were not answered or made again` : "";
     await drawn.show({ kind: "hosts", height: Math.min(600, 90 + 28 * found.hosts.length), told: `When ${found.hosts.length} hosts worked: ${told.textContent}${trouble}.`, ...found },
       `${found.bars ? "Each bar is an attempt at a gang" : "How busy hosts were; zoom in to see each gang"}. Orange: not answered, or made again${trouble}.`);
-    list.replaceChildren(table("Hosts over the whole run", ["host", "attempts", "not answered", "busy", "median of a gang", "clients trained"],
+    refill(list, table("Hosts over the whole run", ["host", "attempts", "not answered", "busy", "median of a gang", "clients trained"],
       found.hosts.map((x) => [x.name, number(x.attempts), number(x.unanswered), percent(x.busy), seconds(x.median_s), number(x.clients)])));
   }
   return { element, refresh };
