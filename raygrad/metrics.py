@@ -144,15 +144,12 @@ class Slots:
 
 
 def at_start(done: int, planned: int, quorum: int, now_s: float) -> Iterator[Reading]:
-    """A process goes on with a run of which `done` rounds are played. `now_s` is the time since 1970.
-
-    The state comes first: from then on the run's gauges are held (`raygrad.onray.metrics`).
-    """
-    yield in_state("running", now_s)
+    """A process goes on with a run of which `done` rounds are played. `now_s` is the time since 1970."""
     yield Reading("raygrad_round", done)
     yield Reading("raygrad_rounds_planned", planned)
     yield Reading("raygrad_quorum", quorum)
     yield Reading("raygrad_round_time_seconds", now_s)
+    yield in_state("running", now_s)
 
 
 def in_state(state: str, now_s: float) -> Reading:

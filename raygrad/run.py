@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -457,6 +456,7 @@ class _Player:
             return
         check_tables(self._folder, self._done)
         self._stack.enter_context(self._interrupts.installed())
+        record = self._stack.enter_context(self._exporting())  # until the hosts have ended
         with logs.about(self._name):
             executor = self._stack.enter_context(
                 open_executor(
@@ -474,7 +474,7 @@ class _Player:
                 tables.folder(self._folder, name), tables.TABLES[name], self._done + 1
             )
         tell = self._stack.enter_context(self._tracked())
-        record, slots = self._recorder(), metrics.Slots()
+        slots = metrics.Slots()
         record(metrics.at_start(self._done, self._run.experiment.rounds, e.failures.quorum, time.time()))
         try:
             while self._done < e.rounds:
@@ -518,13 +518,13 @@ class _Player:
         settings = {**flatten(run.experiment.to_json()), "hash": run.experiment.hash}
         return tracked(kinds, self._folder, run.name, settings, self._done, self._say)
 
-    def _recorder(self) -> Callable[[Iterable[metrics.Reading]], None]:
-        """Exports metrics, where there is a Ray."""
+    def _exporting(self) -> AbstractContextManager[Callable[[Iterable[metrics.Reading]], None]]:
+        """What exports metrics, where there is a Ray."""
         if self._run.where.on == "local":
-            return lambda readings: None
-        from raygrad.onray.metrics import record
+            return nullcontext(lambda readings: None)
+        from raygrad.onray.metrics import exporting
 
-        return partial(record, self._run.name)
+        return exporting(self._run.name)
 
     def _scheduled(self, driver: Driver) -> Driver:
         """The driver for the next round, after those left or joined whom the schedule names.

@@ -4,6 +4,7 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ Read = list[Reading]
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Read]:
     """What a run in this process would export if it had a Ray."""
     found: Read = []
-    monkeypatch.setattr(run._Player, "_recorder", lambda self: found.extend)
+    monkeypatch.setattr(run._Player, "_exporting", lambda self: nullcontext(found.extend))
     yield found
     for r in found:  # whatever the test: all of it fits the table
         assert set(r.labels) == set(METRICS[r.metric].labels)
@@ -211,44 +212,55 @@ def test_what_goes_wrong_never_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(exported) == 2
 
 
-class Gauges:
-    """What Ray's gauges are set to, and how often."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from raygrad.onray import metrics as exporter
-
-        self.set_to: dict[str, list[float]] = {}
-        self.round_again = threading.Event()
-        self.exporter = exporter
-        monkeypatch.setattr(exporter, "HOLD_S", 0.001)
-        monkeypatch.setattr(exporter, "_HELD", exporter._Held())
-        monkeypatch.setattr(exporter, "_made", self._made)
-
-    def _made(self, name: str) -> Any:
-        def set_to(value: float, labels: dict[str, str]) -> None:
-            values = self.set_to.setdefault(" ".join([name, *labels.values()]), [])
-            values.append(value)
-            if name == "raygrad_round" and len(values) > 2:
-                self.round_again.set()
-
-        return SimpleNamespace(set=set_to)
-
-
-def test_gauges_of_a_run_are_held_until_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gauges_are_there_until_their_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray forgets a gauge that it has sent: what is set once, or before a long round, would vanish under a run."""
-    gauges = Gauges(monkeypatch)
-    gauges.exporter.record("run", metrics.at_start(3, 9, 2, 7.0))
-    gauges.exporter.record("run", [Reading("raygrad_round", 4)])
-    assert gauges.round_again.wait(30)
-    assert gauges.set_to["raygrad_round run"][:2] == [3, 4] and gauges.set_to["raygrad_round run"][-1] == 4
-    (thread,) = [t for t in threading.enumerate() if t.name == "raygrad-metrics"]
-    gauges.exporter.record("run", [metrics.in_state("finished", 8.0)])
-    thread.join(30)
+    from raygrad.onray import metrics as exporter
+
+    set_to: dict[str, list[float]] = {}
+    again = threading.Event()
+
+    def made(name: str) -> Any:
+        def note(value: float, labels: dict[str, str]) -> None:
+            values = set_to.setdefault(" ".join([name, *labels.values()]), [])
+            values.append(value)
+            if name == "raygrad_round" and len(values) > 4:
+                again.set()
+
+        return SimpleNamespace(set=note, inc=note)
+
+    monkeypatch.setattr(exporter, "HOLD_S", 0.001)
+    monkeypatch.setattr(exporter, "_made", made)
+    with exporter.exporting("run") as record:
+        record([Reading("raygrad_hosts_ready", 2), Reading("raygrad_hosts_lost_total", 1, {"machine": "m"})])
+        record(metrics.at_start(3, 9, 2, 7.0))
+        record([Reading("raygrad_round", 4)])
+        assert again.wait(30)
+        (thread,) = [t for t in threading.enumerate() if t.name == "raygrad-metrics"]
     assert not thread.is_alive()
-    for name in ("rounds_planned run", "quorum run", "round_time_seconds run", "run_state_time_seconds run running"):
-        assert len(gauges.set_to["raygrad_" + name]) > 1, name
-    gauges.exporter.record("run", [Reading("raygrad_hosts_ready", 0)])  # its hosts are ended afterwards
-    assert not [t for t in threading.enumerate() if t.name == "raygrad-metrics"]
+    rounds = set_to["raygrad_round run"]
+    assert rounds[0] == 3 and set(rounds[rounds.index(4) :]) == {4}
+    for name in ("hosts_ready run", "rounds_planned run", "quorum run", "run_state_time_seconds run running"):
+        assert len(set_to["raygrad_" + name]) > 1, name
+    assert set_to["raygrad_hosts_lost_total run m"] == [1]
+    exporter.record("run", [Reading("raygrad_hosts_ready", 0)])
+    assert set_to["raygrad_hosts_ready run"][-1] == 0 and exporter._HELD == {}
+
+
+def test_what_cannot_be_set_again_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raygrad.onray import metrics as exporter
+
+    tried = threading.Semaphore(0)
+
+    def broken(value: float, labels: dict[str, str]) -> None:
+        tried.release()
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("Ray is gone")
+
+    monkeypatch.setattr(exporter, "HOLD_S", 0.001)
+    monkeypatch.setattr(exporter, "_made", lambda name: SimpleNamespace(set=broken))
+    with exporter.exporting("run") as record:
+        record([Reading("raygrad_round", 4)])
+        assert all(tried.acquire(timeout=30) for _ in range(3))
 
 
 def test_a_local_run_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

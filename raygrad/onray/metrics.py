@@ -5,9 +5,9 @@ forgets a gauge that it has sent, so those of a run under way are set again and 
 """
 
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from typing import Any
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -15,7 +15,10 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from raygrad.metrics import METRICS, SECONDS, Reading, exported
 
 HOLD_S = 1.0
-"""The gauges of runs are set again so often; the shortest interval at which Ray sends."""
+"""The gauges of a run are set again so often; the shortest interval at which Ray sends."""
+
+_LOCK = threading.Lock()
+_HELD: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Callable[[], None]]] = {}  # by run: what sets its gauges
 
 
 @cache
@@ -36,61 +39,38 @@ def record(owner: str, readings: Iterable[Reading]) -> None:
                     _export(owner, reading)
 
 
+@contextmanager
+def exporting(run: str) -> Iterator[Callable[[Iterable[Reading]], None]]:
+    """Inside, what is recorded of a run's gauges is there until it is recorded anew; gives `record` for the run."""
+    over = threading.Event()
+    thread = threading.Thread(target=_hold, args=(run, over), name="raygrad-metrics", daemon=True)
+    _HELD[run] = {}
+    thread.start()
+    try:
+        yield partial(record, run)
+    finally:
+        over.set()
+        thread.join()
+        del _HELD[run]
+
+
+def _hold(run: str, over: threading.Event) -> None:
+    while not over.wait(HOLD_S):
+        with _LOCK:
+            for again in _HELD[run].values():
+                with suppress(Exception):
+                    again()
+
+
 def _export(owner: str, reading: Reading) -> None:
     kind, metric = METRICS[reading.metric], _made(reading.metric)
     labels, value = {kind.owner: owner, **reading.labels}, float(reading.value)
     if kind.kind == "counter":
         metric.inc(value, labels)
-    elif kind.kind == "gauge":
-        metric.set(value, labels)
-        if kind.owner == "run":
-            _HELD.note(owner, reading)
-    else:
+    elif kind.kind == "histogram":
         metric.observe(value, labels)
-
-
-class _Held:
-    """The newest gauges of the runs that this process plays, from the state "running" to the next one.
-
-    Without them what is set once would vanish, and a run that stalls would vanish with all it last said. A thread sets
-    them; it ends with the last run.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Reading]] = {}
-        self._setting = False
-
-    def note(self, run: str, reading: Reading) -> None:
-        """A gauge was set."""
-        key, state = (reading.metric, frozenset(reading.labels.items())), reading.labels.get("state")
-        with self._lock:
-            if state == "running":
-                self._runs[run] = {}
-            if run in self._runs:
-                self._runs[run][key] = reading
-            if state not in (None, "running"):
-                self._set(run, self._runs.pop(run, {}).values())
-            if self._runs and not self._setting:
-                self._setting = True
-                threading.Thread(target=self._keep, name="raygrad-metrics", daemon=True).start()
-
-    def _keep(self) -> None:
-        pause = threading.Event()
-        while True:
-            pause.wait(HOLD_S)
-            with self._lock:
-                for run, readings in self._runs.items():
-                    self._set(run, readings.values())
-                if not self._runs:
-                    self._setting = False
-                    return
-
-    @staticmethod
-    def _set(run: str, readings: Iterable[Reading]) -> None:
-        for r in readings:
-            with suppress(Exception):
-                _made(r.metric).set(float(r.value), {"run": run, **r.labels})
-
-
-_HELD = _Held()
+    else:
+        with _LOCK:
+            metric.set(value, labels)
+            if owner in _HELD:
+                _HELD[owner][reading.metric, frozenset(labels.items())] = partial(metric.set, value, labels)
