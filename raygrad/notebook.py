@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from raygrad.report import RunView
+    from raygrad.reports.report import RunView
     from raygrad.run import Round
 
 _VARIABLES = (
@@ -61,8 +61,8 @@ def _known(values: Mapping[str, float] | None) -> dict[str, float]:
 def run_html(folder: Path) -> str:
     """A run as a small table with its learning curves."""
     try:
-        from raygrad import pictures
-        from raygrad.report import summary_of, view
+        from raygrad.reports import pictures
+        from raygrad.reports.report import summary_of, view
 
         v = view(folder)
         done = len(v.round)
@@ -76,8 +76,8 @@ def run_html(folder: Path) -> str:
 
 
 def _curves(v: "RunView") -> str:
-    from raygrad import pictures
-    from raygrad.pictures import Curve, Panel
+    from raygrad.reports import pictures
+    from raygrad.reports.pictures import Curve, Panel
 
     x = v.communications.astype(np.float64)
     panels = []

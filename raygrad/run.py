@@ -512,7 +512,7 @@ class _Player:
         kinds, run = self._run.where.track, self._run
         if not kinds:
             return nullcontext(lambda round, values: None)
-        from raygrad.report import flatten
+        from raygrad.reports.report import flatten
         from raygrad.tracking import tracked
 
         settings = {**flatten(run.experiment.to_json()), "hash": run.experiment.hash}

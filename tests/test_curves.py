@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from raygrad import curves, page, pictures, report
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
-from raygrad.document import Picture
 from raygrad.experiment import Where
+from raygrad.reports import curves, page, pictures, report
+from raygrad.reports.document import Picture
 from raygrad.verify import problem
 
 

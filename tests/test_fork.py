@@ -10,7 +10,7 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.errors import BadInput
 from raygrad.experiment import Checkpoints, Experiment, Where
-from raygrad.report import view
+from raygrad.reports.report import view
 from raygrad.run import create, fork, play, resume
 from raygrad.runs import LoadedRun, load
 from raygrad.verify import problem

@@ -20,15 +20,16 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from raygrad import citations, cli, logs, pictures, provenance, publish, report, runs, storage, tables, turnout
-from raygrad import page as pages
+from raygrad import citations, cli, logs, runs, storage, tables
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
-from raygrad.document import Code, Document, Folded, Heading, Picture, Table, Words
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Where
 from raygrad.recipes import RECIPES
-from raygrad.timeline import Timeline, slowest
+from raygrad.reports import page as pages
+from raygrad.reports import pictures, provenance, publish, report, turnout
+from raygrad.reports.document import Code, Document, Folded, Heading, Picture, Table, Words
+from raygrad.reports.timeline import Timeline, slowest
 from raygrad.verify import problem
 
 

@@ -12,9 +12,9 @@ import pytest
 from scipy.stats import ttest_rel
 
 from jobs.results import tables
-from raygrad import sweep_report
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.experiment import Where
+from raygrad.reports import sweep_report
 from raygrad.run import create, play
 from raygrad.sweep import LoadedSweep, Sweep
 from raygrad.trials import COLUMNS

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from raygrad import tables
-from raygrad.timeline import Timeline, timeline
+from raygrad.reports.timeline import Timeline, timeline
 
 
 def rows(*made: tuple[int, str, float, float, int, str]) -> list[dict[str, object]]:

@@ -17,10 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from jobs.results.tables import give, table
-from raygrad import pictures
 from raygrad.algorithms.local_gd import LocalGD
 from raygrad.errors import BadInput
-from raygrad.sweep_report import paired
+from raygrad.reports import pictures
+from raygrad.reports.sweep_report import paired
 from raygrad.theory.local_gd import Shards, cosine, descending, shards, solving
 
 SEEDS, ROUNDS, STEPS = range(5), 1000, 4

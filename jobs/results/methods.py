@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from jobs.results.tables import give, table
-from raygrad import config, pictures
+from raygrad import config
 from raygrad import run as engine
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Where
 from raygrad.recipes import RECIPES
-from raygrad.report import PROBED, RunView, view
+from raygrad.reports import pictures
+from raygrad.reports.report import PROBED, RunView, view
+from raygrad.reports.sweep_report import paired
 from raygrad.runs import is_run, load
-from raygrad.sweep_report import paired
 
 SEEDS = range(5)
 

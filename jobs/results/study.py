@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raygrad.errors import BadInput
-from raygrad.report import RunView, view
+from raygrad.reports.report import RunView, view
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ from jobs.results.study import (
     searched,
     shown,
 )
-from raygrad import pictures, sweep, sweep_report, tables
+from raygrad import sweep, tables
 from raygrad.errors import BadInput
-from raygrad.report import RunView
+from raygrad.reports import pictures, sweep_report
+from raygrad.reports.report import RunView
 from raygrad.space import SHOWN
 
 PAPER_RANKING = "FedGA, SCAFFOLD, FedProx, FedAvg"

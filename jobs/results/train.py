@@ -24,7 +24,7 @@ from jobs.results.study import (
     shown,
 )
 from raygrad.errors import BadInput
-from raygrad.report import view
+from raygrad.reports.report import view
 
 Raygrad = Callable[[list[str]], int]
 """Runs `raygrad` with these arguments and returns its exit code."""

@@ -55,10 +55,10 @@ def report(
     """
     from rich.console import Console
 
-    from raygrad import page, publish
-    from raygrad import report as reports
     from raygrad.progress import display
     from raygrad.remote import Url, location
+    from raygrad.reports import page, publish
+    from raygrad.reports import report as reports
     from raygrad.runs import find_run
 
     if len(runs) == 1 and (sweep := _sweep(runs[0], run_root)) is not None:
@@ -114,8 +114,8 @@ def report_sweep(
     """Print the best settings of a sweep and write its report."""
     from rich.console import Console
 
-    from raygrad import publish, sweep_report
     from raygrad.progress import display
+    from raygrad.reports import publish, sweep_report
 
     out = out or _place(sweep.folder if sweep.url is None else Path(), format)
     publish.destination(out, format)

@@ -130,7 +130,8 @@ def _sentence(thing: object) -> str:
 
 
 def _runs(run_root: str, as_json: bool) -> None:
-    from raygrad import report, runs
+    from raygrad import runs
+    from raygrad.reports import report
 
     found = runs.all_runs(run_root)
     if as_json:
@@ -157,7 +158,7 @@ def _runs(run_root: str, as_json: bool) -> None:
 
 def _run_record(folder: Path) -> dict[str, object]:
     """A run as `raygrad list runs --json` has it."""
-    from raygrad import report
+    from raygrad.reports import report
 
     known: dict[str, object] = {"run": f"{folder.parent.name}/{folder.name}", "at": str(folder.resolve())}
     try:
@@ -229,9 +230,9 @@ def partition(
       raygrad partition --set partition=dirichlet --out clients.png
       raygrad partition mnist-het --data-root DIR --set partition.clients=200
     """
-    from raygrad import report
     from raygrad.commands import experiments
     from raygrad.plan import prepare_data
+    from raygrad.reports import report
     from raygrad.run import shard_root as shards_of
 
     chosen = experiments.choose(recipe, settings or (), {"seed": seed})

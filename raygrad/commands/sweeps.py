@@ -242,7 +242,7 @@ def sweep(
 
 def _record(loaded: "LoadedSweep") -> None:
     """What came of it, for programs."""
-    from raygrad import sweep_report
+    from raygrad.reports import sweep_report
 
     rows = loaded.trials().to_pylist()
     outcomes = [r["outcome"] for r in rows if r["role"] == "search"]
@@ -374,8 +374,9 @@ def _is_list(config: ModuleType, base: object, path: str, text: str) -> bool:
 
 def _finish(loaded: "LoadedSweep", run_root: str) -> None:
     """What came of it, the best settings, and how to repeat them."""
-    from raygrad import space, sweep_report
-    from raygrad.report import spread
+    from raygrad import space
+    from raygrad.reports import sweep_report
+    from raygrad.reports.report import spread
 
     rows = loaded.trials().to_pylist()
     outcomes = [r["outcome"] for r in rows if r["role"] == "search"]

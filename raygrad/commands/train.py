@@ -405,8 +405,8 @@ def failed(run: "LoadedRun") -> str | None:
     """What became of the clients, if some failed: with a damaged shard, with an update that is not finite, or so that
     their hosts died. None if none did. Who is late or leaves on the modelled clock does not fail.
     """
+    from raygrad.reports.turnout import turnout
     from raygrad.stragglers import Buffered
-    from raygrad.turnout import turnout
 
     found = turnout(run.folder, isinstance(run.experiment.stragglers, Buffered))
     return str(found) if found.failed or found.rejected else None
@@ -415,7 +415,7 @@ def failed(run: "LoadedRun") -> str | None:
 def summary_json(run: "LoadedRun") -> dict[str, Any]:
     """What a run has come to, for programs."""
     from raygrad import storage
-    from raygrad.report import view
+    from raygrad.reports.report import view
 
     v, path = view(run.folder), run.folder / "final.json"
     final = storage.read_json(path) if path.is_file() else None
@@ -433,8 +433,8 @@ def summary_json(run: "LoadedRun") -> dict[str, Any]:
 def _finish(run: "LoadedRun", run_root: str, quiet: bool, as_json: bool, report: bool) -> None:
     """The table, the report and what can be done next."""
     from raygrad.mirror import put_report
-    from raygrad.page import write_report
-    from raygrad.report import summary
+    from raygrad.reports.page import write_report
+    from raygrad.reports.report import summary
 
     page = None
     if report:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from raygrad import curves, report, storage, tables, timeline, turnout
+from raygrad import storage, tables
 from raygrad.errors import BadInput
-from raygrad.report import RunView, leaf
+from raygrad.reports import curves, report, timeline, turnout
+from raygrad.reports.report import RunView, leaf
 from raygrad.viewer import charts
 from raygrad.viewer.catalog import Catalog, Row, is_running, sweep_row
 
@@ -242,7 +243,7 @@ def _sweep_commands(catalog: Catalog, at: str, state: str, best: Sequence[str]) 
 
 def sweep(catalog: Catalog, at: str) -> Json:
     """A sweep's page."""
-    from raygrad import sweep_report
+    from raygrad.reports import sweep_report
     from raygrad.sweep import load
 
     folder = catalog.folder(at, "sweep")

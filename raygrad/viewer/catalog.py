@@ -18,10 +18,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from raygrad import report, storage, tables
+from raygrad import storage, tables
 from raygrad.errors import BadInput
 from raygrad.remote import Url
-from raygrad.report import RunView, describe, flatten
+from raygrad.reports import report
+from raygrad.reports.report import RunView, describe, flatten
 
 T = TypeVar("T")
 Kind = Literal["run", "sweep"]

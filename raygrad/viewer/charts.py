@@ -1,11 +1,11 @@
-"""Panels of `raygrad.pictures` and arrays as what a page draws: plain JSON, thinned to what a screen can show."""
+"""Panels of reports and arrays as what a page draws: plain JSON, thinned to what a screen can show."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from raygrad.pictures import Axis, Curve, Map, Panel, Scatter, bins, thin
+from raygrad.reports.pictures import Axis, Curve, Map, Panel, Scatter, bins, thin
 
 MAX_POINTS = 1000
 """A curve is sent with at most so many points."""

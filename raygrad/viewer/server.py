@@ -23,8 +23,8 @@ from urllib.parse import quote
 import pyarrow as pa
 from aiohttp import web
 
-from raygrad import curves, pictures
 from raygrad.errors import BadInput
+from raygrad.reports import curves, pictures
 from raygrad.viewer import answers
 from raygrad.viewer.catalog import Catalog, Kind, NotFound, fingerprint, is_running
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import raygrad
 from jobs.results import plain, study, tables, train
-from raygrad import cli, report
+from raygrad import cli
 from raygrad.algorithms import ALGORITHMS
 from raygrad.config import assign_all
 from raygrad.contract import Algorithm
@@ -24,6 +24,7 @@ from raygrad.local import Local
 from raygrad.models import CIFARCNN, DigitsCNN, Model
 from raygrad.recipes import RECIPES
 from raygrad.regularizers import L2
+from raygrad.reports import report
 from raygrad.runs import LoadedRun
 from raygrad.samplers import Uniform
 from raygrad.streams import LabelFlips

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raygrad import page
+from raygrad.reports import page
 
 if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import viewing
 
-from raygrad import report, sweep_report
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Where
+from raygrad.reports import report, sweep_report
 from raygrad.sweep import load
 from raygrad.verify import problem
 

@@ -24,12 +24,13 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from conftest import viewing
 
-from raygrad import cli, report, tables
+from raygrad import cli, tables
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput
 from raygrad.experiment import Evaluation, Where
 from raygrad.remote import location
+from raygrad.reports import report
 from raygrad.runs import locked
 from raygrad.verify import problem
 from raygrad.viewer import answers, charts, server

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from raygrad import html, logs, pictures, storage
-from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad import logs, storage
 from raygrad.errors import BadInput, Stopped
-from raygrad.report import leaf
+from raygrad.reports import html, pictures
+from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad.reports.report import leaf
 
 Format = Literal["html", "md", "png", "svg", "pdf"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from raygrad import curves, pictures, provenance, publish, report, tables, turnout
-from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
-from raygrad.report import PAPER_PROTOCOL, Group, RunView, leaf, number, score
-from raygrad.timeline import slowest, timeline
+from raygrad import tables
+from raygrad.reports import curves, pictures, provenance, publish, report, turnout
+from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad.reports.report import PAPER_PROTOCOL, Group, RunView, leaf, number, score
+from raygrad.reports.timeline import slowest, timeline
 
 _GROUPS_ACROSS = 6
 """Up to so many groups are the columns of a table of differences; more are its rows."""

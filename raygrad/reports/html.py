@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from raygrad import logs, pictures
-from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
-from raygrad.report import leaf
+from raygrad import logs
+from raygrad.reports import pictures
+from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad.reports.report import leaf
 
 
 def page(document: Document) -> str:

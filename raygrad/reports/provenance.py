@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raygrad import citations, storage, tables
-from raygrad.report import Group, Leaf, RunView, Settings, leaf
+from raygrad.reports.report import Group, Leaf, RunView, Settings, leaf
 
 _NAMES = {
     "torch": "PyTorch",

@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from raygrad import report
-from raygrad.pictures import Curve, Panel
-from raygrad.report import Group, Measure, RunView
+from raygrad.reports import report
+from raygrad.reports.pictures import Curve, Panel
+from raygrad.reports.report import Group, Measure, RunView
 
 Axis = Literal["round", "communications", "megabytes", "seconds", "virtual_s"]
 Curved = Measure | Literal["train_loss"]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raygrad.errors import BadInput
-from raygrad.timeline import Timeline
+from raygrad.reports.timeline import Timeline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,13 +1,13 @@
 """What a report consists of, before it is HTML, Markdown or pictures: headings, words, tables, settings and pictures.
 
-`raygrad.page` and `raygrad.sweep_report` make documents, `raygrad.publish` writes them.
+`raygrad.reports.page` and `raygrad.reports.sweep_report` make documents, `raygrad.reports.publish` writes them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from raygrad.report import Leaf
+from raygrad.reports.report import Leaf
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """What a run shows when it is over, in numbers: a small table, the comparison of several runs, who holds what.
 
-`raygrad.page` makes an HTML page of it. Everything is read from the tables and JSON files of the run folders, also of
-runs that go on or were stopped. Runs that differ only in their seed are one group; groups are compared at equal
+`raygrad.reports.page` makes a page of it. Everything is read from the tables and JSON files of the run folders, also
+of runs that go on or were stopped. Runs that differ only in their seed are one group; groups are compared at equal
 communications.
 """
 
@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from raygrad import logs, pictures, storage, tables, turnout
+from raygrad import logs, storage, tables
 from raygrad.errors import BadInput
+from raygrad.reports import pictures, turnout
 
 Leaf = str | int | float | bool | None
 Settings = Mapping[str, Leaf]

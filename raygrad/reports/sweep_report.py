@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from raygrad import citations, mirror, pictures, provenance, publish
-from raygrad.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad import citations, mirror
 from raygrad.remote import Url
-from raygrad.report import Leaf, flatten, leaf, spread, view
+from raygrad.reports import pictures, provenance, publish
+from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
+from raygrad.reports.report import Leaf, flatten, leaf, spread, view
 from raygrad.space import SHOWN, Range
 from raygrad.sweep import LoadedSweep, best_settings
 from raygrad.trial import evaluations
@@ -147,8 +148,8 @@ def table(loaded: LoadedSweep) -> tuple[list[str], list[list[str]]]:
 
 
 def write(loaded: LoadedSweep, out: Path | None = None, format: publish.Format | None = None) -> Path:
-    """Write the sweep's report, to report.html in its folder by default; else see `raygrad.publish.destination`. The
-    same sweep gives the same bytes.
+    """Write the sweep's report, to report.html in its folder by default; else see `publish.destination`. The same sweep
+    gives the same bytes.
     """
     publish.destination(out or loaded.folder, format)
     return publish.write(document(loaded), out or loaded.folder, format)
