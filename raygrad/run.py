@@ -501,11 +501,14 @@ class _Player:
                 record(metrics.judged("test", {n.removeprefix("test/"): v for n, v in found.items()}))
                 record([metrics.in_state("finished", time.time())])
         except BaseException as error:  # whatever it was, what is adopted and asked for is not lost
-            record([metrics.in_state(metrics.state_after(error), time.time())])
+            state = metrics.state_after(error)
+            record([metrics.in_state(state, time.time())])
             with suppress(Stopped, BadInput):
                 self._requested(driver)
             with suppress(Stopped):
                 self._save()
+                if state != "stopped":
+                    self._note_end(state, error)
             raise
 
     def _tracked(self) -> AbstractContextManager[Callable[[int, Mapping[str, float | None]], None]]:
@@ -697,6 +700,15 @@ class _Player:
         extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._run.experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
+        if self._mirror is not None:
+            self._mirror.commit()
+
+    def _note_end(self, state: str, error: BaseException) -> None:
+        """Why the run ended before its last round, to ended.json; it counts until a round more is played."""
+        message = " ".join(str(error).split()) or type(error).__name__
+        ended = {"schema_version": SCHEMA_VERSION, "round": self._done, "state": state, "message": message}
+        with storage.run_storage(self._folder):
+            storage.write_json(self._folder / "ended.json", ended)
         if self._mirror is not None:
             self._mirror.commit()
 

@@ -23,10 +23,11 @@ from raygrad.algorithms.scaffold import Scaffold
 from raygrad.data import placed
 from raygrad.data.datasets import SyntheticLogistic
 from raygrad.data.partition import Natural
-from raygrad.errors import RaygradWarning
+from raygrad.errors import Diverged, RaygradWarning
 from raygrad.experiment import Checkpoints, Where
 from raygrad.plan import prepare_data
 from raygrad.remote import Url, location
+from raygrad.reports import report
 from raygrad.run import create, play
 from raygrad.runs import all_runs, load
 from raygrad.verify import problem
@@ -125,6 +126,17 @@ def test_a_run_is_continued_and_extended_on_an_empty_machine(
 
 def _no_data(*_: object) -> None:
     raise AssertionError("the data set was opened")
+
+
+def test_why_a_run_ended_early_is_in_the_store(
+    store: ObjectStore, here: Where, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = location(store.url("runs"))
+    run = create(replace(EXPERIMENT, algorithm=FedGA(lr=3e38)), here, run_root=root, name="early")
+    with pytest.raises(Diverged):
+        list(play(run))
+    empty_machine(monkeypatch, tmp_path, "second")
+    assert report.view(load("early", root).folder).state == "diverged"
 
 
 def test_what_is_no_longer_needed_is_removed(store: ObjectStore, here: Where) -> None:

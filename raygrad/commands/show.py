@@ -151,8 +151,9 @@ def _runs(run_root: str, as_json: bool) -> None:
             continue
         measured = v.accuracy[v.accuracy == v.accuracy]
         accuracy = f"{measured[-1]:.4f} {'test' if v.paper else 'validation'}" if len(measured) else "–"
-        state = "finished" if v.finished and v.final else "unfinished"
-        rows.append([name, f"{len(v.round)} of {v.planned}", accuracy, state, report.describe(v.settings, "algorithm")])
+        rows.append(
+            [name, f"{len(v.round)} of {v.planned}", accuracy, v.state, report.describe(v.settings, "algorithm")]
+        )
     output.table(["run", "rounds", "accuracy", "state", "algorithm"], rows)
 
 
@@ -167,9 +168,8 @@ def _run_record(folder: Path) -> dict[str, object]:
         return {**known, "state": "damaged", "message": str(e)}
     accuracy = v.last("accuracy")
     return {
-        **known, "state": "finished" if v.finished and v.final else "unfinished", "rounds": len(v.round),
-        "of": v.planned, "part": v.part, "accuracy": accuracy and accuracy[1], "hash": v.hash,
-        "settings": dict(v.settings),
+        **known, "state": v.state, "message": str(v.ended.get("message", "")), "rounds": len(v.round), "of": v.planned,
+        "part": v.part, "accuracy": accuracy and accuracy[1], "hash": v.hash, "settings": dict(v.settings),
     }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def _several(views: Sequence[RunView], target: float | None) -> Document:
             v.title,
             owner.get(id(v), "not counted: repeats a seed"),
             leaf(v.settings.get("seed")),
-            f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,}",
+            v.rounds,
             _place(v),
             v.hash[:12],
         ]

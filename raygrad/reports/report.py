@@ -84,6 +84,7 @@ class RunView:
     data: Settings
     class_names: tuple[str, ...]
     final: Settings  # of the test evaluation; empty while the run is unfinished
+    ended: Settings  # why it ended before its last round: state and message; empty if it did not
     round: np.ndarray
     communications: np.ndarray
     bytes_down: np.ndarray
@@ -115,6 +116,17 @@ class RunView:
     def finished(self) -> bool:
         """Whether all planned rounds are done."""
         return 0 < self.planned <= len(self.round)
+
+    @property
+    def state(self) -> str:
+        """finished, diverged, below_quorum, failed, or unfinished: stopped, or under way."""
+        return "finished" if self.finished and self.final else str(self.ended.get("state", "unfinished"))
+
+    @property
+    def rounds(self) -> str:
+        """How many rounds are done, and of how many if it is not finished."""
+        done = f"{len(self.round):,}"
+        return done if self.finished else f"{done} of {self.planned:,} ({self.state.replace('_', ' ')})"
 
     @property
     def paper(self) -> bool:
@@ -233,6 +245,7 @@ def view(run: Path) -> RunView:
         data=_described({k: v for k, v in data.items() if k != "class_names"}),
         class_names=tuple(str(n) for n in names) if isinstance(names, list) else (),
         final=final,
+        ended=ended(run, len(rounds["round"])),
         round=rounds["round"],
         communications=np.cumsum(rounds["communications"], dtype=np.int64),
         bytes_down=np.cumsum(rounds["bytes_down"], dtype=np.int64),
@@ -279,6 +292,15 @@ def _json(path: Path, optional: bool = False) -> dict[str, object]:
             f"{path} has schema_version {version}, but this raygrad reads {_SCHEMA_VERSION}; use a newer one"
         )
     return record
+
+
+def ended(run: Path, done: int) -> Settings:
+    """Why a run ended after `done` rounds, before its last one: state and message; empty if it did not.
+
+    Raises BadInput for a damaged file.
+    """
+    found = _described(_json(run / "ended.json", optional=True))
+    return found if found.get("round") == done else {}
 
 
 def _columns(run: Path, name: str, columns: Sequence[str] | None = None) -> dict[str, np.ndarray]:
@@ -337,7 +359,9 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
     clients = {"partition.clients": v.data["clients"]} if "clients" in v.data else {}  # a natural partition finds out
     rows.append(("data", f"{describe(v.settings, 'data')}; {describe({**v.settings, **clients}, 'partition')}"))
     rows += _examples(v)
-    rows.append(("rounds", f"{len(v.round):,}" if v.finished else f"{len(v.round):,} of {v.planned:,} (unfinished)"))
+    rows.append(("rounds", v.rounds))
+    if v.ended:
+        rows.append(("ended early", str(v.ended.get("message", ""))))
     if len(v.round):
         rows.append(("communications", f"{v.communications[-1]:,}"))
         rows.append(("bytes down / up", f"{_bytes(v.bytes_down[-1])} / {_bytes(v.bytes_up[-1])}"))

@@ -41,8 +41,7 @@ def run(catalog: Catalog, at: str) -> Json:
     """A run's page without its charts."""
     folder = catalog.folder(at)
     v = catalog.view(folder)
-    running = is_running(folder)
-    state = "running" if running else "finished" if v.finished and v.final else "stopped"
+    state = state_of(v)
     return {
         "at": at, "name": v.name, "id": v.id, "hash": v.hash, "state": state,
         "done": len(v.round), "planned": v.planned,
@@ -186,13 +185,18 @@ def compare(catalog: Catalog, ats: Sequence[str], axis: curves.Axis, target: flo
             {
                 "at": at, "group": owner.get(id(v), "not counted: repeats a seed"),
                 "seed": leaf(v.settings.get("seed")), "done": len(v.round), "planned": v.planned,
-                "state": "running" if is_running(v.path) else "finished" if v.finished else "stopped",
+                "state": state_of(v),
             }
             for at, v in views.items()
         ],
         "learning": [charts.panel(p) for p in curves.learning(groups, axis, goal)],
         "alignment": [charts.panel(p) for p in curves.alignment(groups, axis)],
     }  # fmt: skip
+
+
+def state_of(v: RunView) -> str:
+    """running, finished, stopped, diverged, below_quorum or failed."""
+    return "running" if is_running(v.path) else "stopped" if v.state == "unfinished" else v.state
 
 
 def _alone(v: RunView) -> report.Group:
@@ -226,7 +230,7 @@ def _commands(catalog: Catalog, folder: Path, at: str, v: RunView, state: str) -
     place = f"{catalog.root}/{at}"
     run, record = shlex.quote(place), shlex.quote(f"{place}/experiment.json")
     found = [["repeat", f"raygrad run {record}"]]
-    if state == "stopped":
+    if state in ("stopped", "below_quorum", "failed"):
         found.insert(0, ["resume", f"raygrad resume {run}"])
     if state == "finished":
         found.append(["extend", f"raygrad resume {run} --rounds {2 * v.planned}"])

@@ -30,7 +30,7 @@ Fingerprint = tuple[tuple[int, int], ...]
 
 _FILES = {"run": "experiment.json", "sweep": "sweep.json"}
 _WATCHED = (
-    "experiment.json", "data.json", "where.json", "final.json", "sweep.json", "trials.parquet",
+    "experiment.json", "data.json", "where.json", "final.json", "ended.json", "sweep.json", "trials.parquet",
     *(str(tables.folder(Path(), name)) for name in tables.TABLES),
 )  # fmt: skip
 _PART = re.compile(r"[^./\\\0][^/\\\0]*")
@@ -52,8 +52,8 @@ class Row:
     at: str  # the path under the run root: name/id
     name: str
     started: str  # as the id begins: 20261231-235959, in UTC; sorts by time
-    state: str  # running, finished, stopped, or damaged
-    message: str = ""  # what is damaged
+    state: str  # running, finished, stopped, diverged, below_quorum, failed, or damaged
+    message: str = ""  # what is damaged, or why it ended early
     algorithm: str = ""
     data: str = ""
     seed: str = ""
@@ -278,10 +278,12 @@ def run_row(folder: Path, at: str) -> Row:
     planned = settings.get("rounds")
     planned = planned if isinstance(planned, int) else done
     origin = record.get("forked_from")
+    finished = final.is_file() and done >= planned
+    ended = {} if finished else report.ended(folder, done)
     parent = str(origin.get("run", "")) if isinstance(origin, dict) else ""
     return Row(
         "run", at, folder.parent.name, started_of(folder.name),
-        "finished" if final.is_file() and done >= planned else "stopped",
+        "finished" if finished else str(ended.get("state", "stopped")), str(ended.get("message", "")),
         algorithm=describe(settings, "algorithm"), data=describe(settings, "data"), seed=str(settings.get("seed", "")),
         done=done, planned=planned, measure=measure, value=value, parent=parent,
     )  # fmt: skip

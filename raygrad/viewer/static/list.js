@@ -2,7 +2,7 @@
 import { follow, h, link, live, main, number, refill, state, title, trouble } from "./page.js";
 
 const SHOWN = 200;
-const STATES = ["all", "running", "finished", "stopped", "damaged"];
+const STATES = ["all", "running", "finished", "stopped", "diverged", "below_quorum", "failed", "damaged"];
 const KINDS = [["all", "Runs and sweeps"], ["run", "Runs"], ["sweep", "Sweeps"]];
 const COLUMNS = [
   ["name", "Run", (r) => r.at], ["state", "State", (r) => r.state], ["progress", "Done", (r) => r.done / (r.planned || 1)],
@@ -17,7 +17,7 @@ export function start(_, query) {
   let sort = query.get("sort") ?? "started", down = query.get("order") !== "up";
 
   const search = h("input", { type: "search", placeholder: "Search names, algorithms, data …", "aria-label": "Search runs", value: query.get("q") ?? "", input: () => { limit = SHOWN; draw(); } });
-  const states = h("select", { "aria-label": "State", change: draw }, STATES.map((s) => h("option", { value: s, selected: s === query.get("state") }, s === "all" ? "all states" : s)));
+  const states = h("select", { "aria-label": "State", change: draw }, STATES.map((s) => h("option", { value: s, selected: s === query.get("state") }, s === "all" ? "all states" : s.replace("_", " "))));
   const kinds = h("select", { "aria-label": "Kind", change: draw }, KINDS.map(([k, text]) => h("option", { value: k, selected: k === query.get("kind") }, text)));
   const compare = h("button", { type: "button", disabled: true, click: () => { location.href = `/compare?runs=${[...chosen].map(encodeURIComponent).join(",")}`; } }, "Compare");
   const count = h("span", { role: "status" });
@@ -70,7 +70,7 @@ export function start(_, query) {
     const unit = r.kind === "sweep" ? "trials" : "rounds";
     const name = h("th", { scope: "row" }, link(r.kind, r.at), r.kind === "sweep" && " (sweep)", r.parent && h("span", { class: "muted" }, ` fork of ${r.parent}`));
     if (r.state === "damaged") return h("tr", null, h("td"), name, h("td", null, state(r.state)), h("td", { colspan: "6", class: "bad" }, r.message));
-    return h("tr", null, h("td", null, box), name, h("td", null, state(r.state)),
+    return h("tr", null, h("td", null, box), name, h("td", { title: r.state !== "running" && r.message }, state(r.state)),
       h("td", null, `${r.done.toLocaleString("en")} of ${r.planned.toLocaleString("en")} ${unit}`),
       h("td", null, r.value == null ? "–" : `${number(r.value)} ${r.measure}`),
       h("td", { class: "optional" }, r.algorithm ?? ""), h("td", { class: "optional" }, r.data ?? ""), h("td", { class: "optional" }, r.seed ?? ""), h("td", null, began));

@@ -28,7 +28,7 @@ export function folded(title, rows) {
 }
 
 export function state(name) {
-  return h("span", { class: `state ${name}` }, name);
+  return h("span", { class: `state ${name}` }, name.replace("_", " "));
 }
 
 /** A link to a run or sweep under the run root. */
