@@ -1,5 +1,6 @@
 """`raygrad view`: the run viewer in the browser."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
@@ -87,6 +88,8 @@ def _root(references: list[str], run_root: str) -> "Path | Url":
         raise BadInput(f"the runs are in {len(places)} run roots; a viewer shows one: name it with --run-root")
     if not root.is_dir():
         raise BadInput(f"there is no run root {root}; `raygrad run` makes one, --run-root names another")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise BadInput(f"the run root {root} cannot be read by the user who starts the viewer")
     return root
 
 

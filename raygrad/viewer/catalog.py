@@ -213,10 +213,11 @@ class Catalog:
         return replace(row, state="running") if row.state != "damaged" and is_running(folder) else row
 
     def _line(self, folder: Path) -> Row:
-        kind: Kind = "run" if (folder / _FILES["run"]).is_file() else "sweep"
+        kind: Kind = "run"
         at = folder.relative_to(self.local).as_posix()
         try:
             at.encode()  # a name that is no UTF-8 stands in no address
+            kind = "run" if (folder / _FILES["run"]).is_file() else "sweep"
             return (run_row if kind == "run" else sweep_row)(folder, at)
         except Exception as e:  # whatever a file that no raygrad wrote leads to, it hides no other run
             said = " ".join(str(e).split()) or type(e).__name__
@@ -224,7 +225,11 @@ class Catalog:
 
     def _folders(self) -> Iterator[Path]:
         for folder in (run for name in self._inside(self.local) for run in self._inside(name)):
-            if any((folder / file).is_file() for file in _FILES.values()):
+            try:
+                there = any((folder / file).is_file() for file in _FILES.values())
+            except OSError:  # it may not be looked into: its line says so
+                there = True
+            if there:
                 yield folder
 
     def _inside(self, folder: Path) -> Iterator[Path]:

@@ -148,6 +148,27 @@ def test_what_is_new_is_in_the_next_answer(catalog: Catalog, copy: Path) -> None
         assert catalog.rows(30)[0][0].name != "again"
 
 
+def test_what_may_not_be_looked_into_is_in_the_list(
+    copy: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may look into everything, so that it may not is acted."""
+    closed = copy / runs(copy, "fedga")[0]
+    is_file = Path.is_file
+
+    def asked(path: Path) -> bool:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", asked)
+    rows, pending = catalog.rows(30)
+    (row,) = [r for r in rows if copy / r.at == closed]
+    assert pending == 0 and row.state == "damaged" and "Permission denied" in row.message
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert cli.run(["view", "--run-root", str(copy)]) == 2
+    assert f"the run root {copy} cannot be read" in capsys.readouterr().err
+
+
 def test_who_looks_keeps_nobody_from_writing(copy: Path) -> None:
     """A run starts although somebody asks all the time whether it is being written."""
     folder = copy / runs(copy, "stopped")[0]

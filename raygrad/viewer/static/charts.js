@@ -80,6 +80,8 @@ function told(chart) {
   return chart.told ?? chart.title ?? "chart";
 }
 
+const COUNTED = new Set(["rounds", "communications"]);
+
 function axis(c, name, more) {
   return {
     name, nameLocation: "middle", nameGap: 28, nameTextStyle: { color: c.ink }, axisLabel: { color: c.ink, hideOverlap: true, formatter: short },
@@ -122,7 +124,7 @@ function lines(chart, c) {
     tooltip: { trigger: "axis", ...tip(c), valueFormatter: number },
     toolbox: tools(c),
     legend: legend ? { type: "scroll", bottom: 0, data: named.map((x) => x.label), textStyle: { color: c.ink }, pageTextStyle: { color: c.ink }, pageIconColor: c.ink } : { show: false },
-    xAxis: axis(c, chart.x, { type: chart.log_x ? "log" : "value", logBase: 2, min: "dataMin", max: "dataMax" }),
+    xAxis: axis(c, chart.x, { type: chart.log_x ? "log" : "value", logBase: 2, min: "dataMin", max: "dataMax", minInterval: COUNTED.has(chart.x) ? 1 : 0 }),
     yAxis: axis(c, "", { type: log ? "log" : "value", scale: true, splitLine: { show: true, lineStyle: { color: c.grid } } }),
     series: [...series, ...bands],
   };

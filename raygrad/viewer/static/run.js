@@ -109,7 +109,7 @@ function timeline(api, problem) {
     const trouble = found.troubled_of ? `; ${found.troubled_of.toLocaleString("en")} were not answered or made again` : "";
     await drawn.show({ kind: "hosts", height: Math.min(600, 90 + 28 * found.hosts.length), told: `When ${found.hosts.length} hosts worked: ${told.textContent}${trouble}.`, ...found },
       `${found.bars ? "Each bar is an attempt at a gang" : "How busy hosts were; zoom in to see each gang"}. Orange: not answered, or made again${trouble}.`);
-    refill(list, table("Hosts over the whole run", ["host", "attempts", "not answered", "busy", "median of a gang", "clients trained"],
+    refill(list, table("Hosts over the whole run", ["host", "attempts", "not answered", "busy", "median of a gang", "clients, once per phase"],
       found.hosts.map((x) => [x.name, number(x.attempts), number(x.unanswered), percent(x.busy), seconds(x.median_s), number(x.clients)])));
   }
   return { element, refresh };
