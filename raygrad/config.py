@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import cache
+from math import isfinite
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from raygrad.errors import BadInput
@@ -16,9 +17,6 @@ from raygrad.naming import load_attribute, unknown
 
 T = TypeVar("T")
 Registry = Mapping[str, type]
-
-LARGEST = 2.0**127 * (2 - 2.0**-23)
-"""The largest number of 32 bits, which is what models and updates have."""
 
 INNER = "inner"
 """A part with a field of this name is around another one: fields that it lacks are those of the part inside."""
@@ -149,7 +147,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return int(value)
     if hint is float:
         number = float(value)
-        if not abs(number) <= LARGEST:
+        if not isfinite(number):
             raise ValueError(value)
         return number
     if hint is str:
@@ -170,8 +168,8 @@ def _name(hint: Any) -> str:
     if origin is tuple:
         return f"a list of which each is {_name(args[0])}"
     return {
-        int: "a whole number", float: "a finite number of 32 bits", bool: "true or false", str: "text",
-        type(None): "none", dict: "a JSON object",
+        int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "none",
+        dict: "a JSON object",
     }.get(hint, str(hint))  # fmt: skip
 
 

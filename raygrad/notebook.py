@@ -66,7 +66,8 @@ def run_html(folder: Path) -> str:
 
         v = view(folder)
         done = len(v.round)
-        state = "finished" if v.state == "finished" else f"{v.rounds} rounds"
+        ended = f", {v.state.replace('_', ' ')}" if v.ended else ""
+        state = "finished" if v.state == "finished" else f"{done:,} of {v.planned:,} rounds{ended}"
         rows = summary_of(v) if done else []
         light, dark = ("".join(f"{n}:{c};" for n, c in found.items()) for found in (pictures.LIGHT, pictures.DARK))
         style = f"<style>{_VARIABLES.format(light=light, dark=dark)}</style>"

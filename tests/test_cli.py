@@ -121,7 +121,6 @@ BAD = {
     "section": ("run --set algo=fedavg", "did you mean algorithm"),
     "not a setting": ("run --set algorithm.lr", "PATH=VALUE"),
     "not a number": ("run --set algorithm.lr=fast", "must be a finite number"),
-    "more than 32 bits": ("run --alpha 1e39", "must be a finite number of 32 bits"),
     "nan": ("run --alpha nan", "must be a finite number"),
     "negative lr": ("run --alpha -1", ">= 0"),
     "no rounds": ("run --rounds 0", "rounds is 0"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raygrad import citations, storage, tables
-from raygrad.reports.report import Group, Leaf, RunView, Settings, leaf
+from raygrad.reports.report import Group, Leaf, RunView, Settings, change, leaf
 
 _NAMES = {
     "torch": "PyTorch",
@@ -52,9 +52,9 @@ def lineage(v: RunView) -> list[tuple[str, str]]:
     found = origin(v.path)
     if found is not None:
         rows.append(("forked from", f"{found.run} after round {found.round:,}, experiment {found.hash[:12]}"))
-        rows += [("changed", _change(c)) for c in found.changes]
+        rows += [("changed", change(c)) for c in found.changes]
     elif v.settings.get("changes"):
-        rows.append(("changed", "; ".join(_change(c) for c in str(v.settings["changes"]).split(", "))))
+        rows.append(("changed", "; ".join(change(c) for c in str(v.settings["changes"]).split(", "))))
     if v.settings.get("init"):
         rows.append(("started from the model", leaf(v.settings["init"])))
     process = tables.read(v.path, "seconds", ["round", "process"])["process"]
@@ -62,12 +62,6 @@ def lineage(v: RunView) -> list[tuple[str, str]]:
     if restarts:
         rows.append(("restarts", f"{restarts:,}"))
     return rows
-
-
-def _change(text: str) -> str:
-    """10:algorithm.beta=0.2 in words."""
-    after, _, setting = text.partition(":")
-    return f"{setting} after round {after}" if after.isdigit() and setting else text
 
 
 def environment(v: RunView) -> list[tuple[str, str]]:

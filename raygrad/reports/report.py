@@ -359,6 +359,8 @@ def summary_of(v: RunView) -> list[tuple[str, str]]:
     clients = {"partition.clients": v.data["clients"]} if "clients" in v.data else {}  # a natural partition finds out
     rows.append(("data", f"{describe(v.settings, 'data')}; {describe({**v.settings, **clients}, 'partition')}"))
     rows += _examples(v)
+    if changes := v.settings.get("changes"):
+        rows.append(("changed on the way", "; ".join(change(c) for c in str(changes).split(", "))))
     rows.append(("rounds", v.rounds))
     if v.ended:
         rows.append(("ended early", str(v.ended.get("message", ""))))
@@ -522,6 +524,12 @@ def _mean_steps(v: RunView) -> float | None:
     return float(np.maximum(1, np.ceil(np.round(epochs * per_epoch, 9))).mean()) if len(examples) else None
 
 
+def change(text: str) -> str:
+    """10:algorithm.beta=0.2, a setting that changes on the way, in words."""
+    after, _, setting = text.partition(":")
+    return f"{setting} after round {after}" if after.isdigit() and setting else text
+
+
 # --- several runs
 
 
@@ -540,7 +548,7 @@ def group(views: Sequence[RunView]) -> list[Group]:
         grouped.setdefault(values, []).append(v)
     said = _telling(differing, views)
     labels = [
-        ", ".join(f"{said[k]}{leaf(v.settings[k])}" for k in differing if k in said and k in v.settings)
+        ", ".join(f"{said[k]}{_worth(v, k)}" for k in differing if k in said and k in v.settings)
         for v, *_ in grouped.values()
     ]
     names = [{v.name for v in members} for members in grouped.values()]
@@ -579,6 +587,12 @@ def _telling(differing: Sequence[str], views: Sequence[RunView]) -> dict[str, st
         alone = sum(k.rpartition(".")[2] == field for k in differing) == 1
         said[key] = f"{field if alone else key}="
     return said
+
+
+def _worth(v: RunView, key: str) -> str:
+    """A setting's value in a label: of a natural partition the clients that it found."""
+    found = key == "partition.clients" and not v.settings[key] and "clients" in v.data
+    return leaf(v.data["clients"] if found else v.settings[key])
 
 
 def reach(v: RunView, target: float) -> Reached | None:

@@ -78,24 +78,25 @@ export function follow(address, show, failed) {
   async function ask() {
     clearTimeout(timer);
     const mine = ++turn;
+    let response = null, value = null;
     try {
-      const response = await fetch(current, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
-      if (mine !== turn) return;
-      if (response.ok) {
-        const value = await response.json();
-        if (mine !== turn) return;
-        tag = response.headers.get("ETag");
+      response = await fetch(current, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
+      if (response.ok) value = await response.json();
+    } catch {
+      response = null;
+    }
+    if (mine !== turn) return;
+    if (!response || down) live(response ? "" : "the viewer does not answer; is it still running?");
+    down = !response;
+    if (response?.ok) {
+      tag = response.headers.get("ETag");
+      try {
         await show(value);
-      } else if (response.status !== 304) {
-        failed(await explained(response));
+      } catch (error) {
+        failed(`this cannot be drawn: ${error.message ?? error}`);
       }
-      if (down) live("");
-      down = false;
-    } catch (error) {
-      if (mine !== turn) return;
-      if (!(error instanceof TypeError)) throw error;
-      down = true;
-      live("the viewer does not answer; is it still running?");
+    } else if (response && response.status !== 304) {
+      failed(await explained(response).catch(() => response.statusText));
     }
     if (mine === turn) timer = setTimeout(again, EVERY_MS);
   }

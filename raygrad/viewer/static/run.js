@@ -44,6 +44,7 @@ export function start(at) {
 
   async function show(run) {
     problem.hidden = true;
+    const before = known?.state;
     known = run;
     title(`${run.name} ${run.id}`);
     live(run.state === "running" ? `live · round ${run.done.toLocaleString("en")} of ${run.planned.toLocaleString("en")}` : run.state);
@@ -63,9 +64,9 @@ export function start(at) {
       commands.dataset.shown = text;
       refill(commands, run.commands.map(([word, line]) => command(word, line)));
     }
+    if (before !== run.state) refill(lineage, origin(run.lineage, []));
     await charts().catch(failed);
-    const forks = await get(api("forks")).catch(() => []);
-    refill(lineage, origin(run.lineage, forks));
+    if (before !== run.state) get(api("forks")).then((forks) => refill(lineage, origin(run.lineage, forks)), () => {});
   }
 
   function failed(message) {
