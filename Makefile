@@ -14,7 +14,7 @@ export REQUIRE ?=
 
 help:
 	@echo "make quickstart   make .venv, install raygrad, run the main job"
-	@echo "make test         make .venv, install, run the tests (about 25 minutes on two cores)"
+	@echo "make test         make .venv, install, run the tests (about half an hour on two cores)"
 	@echo "                  REQUIRE=chromium,prometheus: where they are missing, tests fail instead of being skipped"
 	@echo "make test-all     the tests that take longer, too"
 	@echo "make lint         format check, lint, types"

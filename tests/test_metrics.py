@@ -4,7 +4,7 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,6 +244,29 @@ def test_gauges_are_there_until_their_run_is_over(monkeypatch: pytest.MonkeyPatc
     assert set_to["raygrad_hosts_lost_total run m"] == [1]
     exporter.record("run", [Reading("raygrad_hosts_ready", 0)])
     assert set_to["raygrad_hosts_ready run"][-1] == 0 and exporter._HELD == {}
+
+
+def test_runs_of_one_name_are_exported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeds of a trial are played in turn by one process; whichever ends first, the other's gauges stay."""
+    from raygrad.onray import metrics as exporter
+
+    set_to: list[float] = []
+    again = threading.Event()
+
+    def note(value: float, labels: dict[str, str]) -> None:
+        set_to.append(value)
+        if set_to.count(2.0) > 2:
+            again.set()
+
+    monkeypatch.setattr(exporter, "HOLD_S", 0.001)
+    monkeypatch.setattr(exporter, "_made", lambda name: SimpleNamespace(set=note))
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(exporter.exporting("trials"))([Reading("raygrad_round", 1)])
+        record = second.enter_context(exporter.exporting("trials"))
+        first.close()
+        record([Reading("raygrad_round", 2)])
+        assert again.wait(30)
+    assert exporter._HELD == {} and not exporter._HOLDERS
 
 
 def test_what_cannot_be_set_again_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,13 @@ forgets a gauge that it has sent, so those of a run under way are set again and 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util import metrics
 
 from raygrad.metrics import METRICS, SECONDS, Reading, exported
 
@@ -18,7 +19,9 @@ HOLD_S = 1.0
 """The gauges of a run are set again so often; the shortest interval at which Ray sends."""
 
 _LOCK = threading.Lock()
-_HELD: dict[str, dict[tuple[str, frozenset[tuple[str, str]]], Callable[[], None]]] = {}  # by run: what sets its gauges
+_Gauges = dict[tuple[str, frozenset[tuple[str, str]]], Callable[[], None]]  # what sets them
+_HELD: dict[str, _Gauges] = {}  # by run
+_HOLDERS: Counter[str] = Counter()  # the seeds of a trial are runs of one name
 
 
 @cache
@@ -26,8 +29,8 @@ def _made(name: str) -> Any:
     """Ray's metric of this name, made once per process: made twice it would be two that overwrite each other."""
     m = METRICS[name]
     if m.kind == "histogram":
-        return Histogram(name, m.description, list(SECONDS), m.all_labels)
-    return (Counter if m.kind == "counter" else Gauge)(name, m.description, m.all_labels)
+        return metrics.Histogram(name, m.description, list(SECONDS), m.all_labels)
+    return (metrics.Counter if m.kind == "counter" else metrics.Gauge)(name, m.description, m.all_labels)
 
 
 def record(owner: str, readings: Iterable[Reading]) -> None:
@@ -42,22 +45,27 @@ def record(owner: str, readings: Iterable[Reading]) -> None:
 @contextmanager
 def exporting(run: str) -> Iterator[Callable[[Iterable[Reading]], None]]:
     """Inside, what is recorded of a run's gauges is there until it is recorded anew; gives `record` for the run."""
+    with _LOCK:
+        gauges = _HELD.setdefault(run, {})
+        _HOLDERS[run] += 1
     over = threading.Event()
-    thread = threading.Thread(target=_hold, args=(run, over), name="raygrad-metrics", daemon=True)
-    _HELD[run] = {}
+    thread = threading.Thread(target=_hold, args=(gauges, over), name="raygrad-metrics", daemon=True)
     thread.start()
     try:
         yield partial(record, run)
     finally:
         over.set()
         thread.join()
-        del _HELD[run]
+        with _LOCK:
+            _HOLDERS[run] -= 1
+            if not _HOLDERS[run]:
+                del _HELD[run], _HOLDERS[run]
 
 
-def _hold(run: str, over: threading.Event) -> None:
+def _hold(gauges: _Gauges, over: threading.Event) -> None:
     while not over.wait(HOLD_S):
         with _LOCK:
-            for again in _HELD[run].values():
+            for again in gauges.values():
                 with suppress(Exception):
                     again()
 
