@@ -167,7 +167,7 @@ function value_map(chart, c) {
   const known = x.map((_, i) => i).filter((i) => value[i] != null);
   const values = known.map((i) => value[i]);
   return {
-    grid: { left: 58, right: 90, top: 22, bottom: 44 }, toolbox: tools(c),
+    grid: { left: 58, right: 116, top: 22, bottom: 44 }, toolbox: tools(c),
     tooltip: { trigger: "item", ...tip(c), formatter: (p) => `${escape(chart.x)} ${number(p.value[0])}<br>${escape(chart.y)} ${number(p.value[1])}<br>${p.seriesIndex ? "diverged or failed" : `${escape(chart.value)} ${number(p.value[2])}`}` },
     visualMap: { type: "continuous", seriesIndex: 0, dimension: 2, right: 0, top: "middle", calculable: true, precision: 3, min: Math.min(...values), max: Math.max(...values), inRange: { color: ramp(c) }, textStyle: { color: c.ink }, text: [chart.value, ""] },
     xAxis: axis(c, chart.x, { type: chart.log_x ? "log" : "value", scale: true }), yAxis: axis(c, chart.y, { type: "value", scale: true, nameGap: 42, boundaryGap: ["6%", "6%"] }),
