@@ -39,23 +39,47 @@ def leaving_at_once() -> Iterator[None]:
 class Interrupts:
     """While open, Ctrl-C raises KeyboardInterrupt and SIGTERM raises Stopped, but inside `shielded` only at its end.
 
+    Such an exception can be lost on its way: Python ignores what is raised in a destructor or in the callback of a weak
+    reference, and a library may catch it. So what was asked for stands until it is `seen`: where Python ignores it, the
+    signal is sent again at once, and the end of the next `shielded` raises whatever was lost elsewhere. An import is
+    not broken into; a module that was half loaded may never load again.
+
     Outside the main thread signals cannot be handled; then this does nothing.
     """
 
     def __init__(self) -> None:
         self._shielded = False
-        self._pending: int | None = None
+        self._asked: int | None = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._shielded:
-            self._pending = number
-        else:
-            self._raise(number)
+        self._asked = number
+        if not self._shielded:
+            if _importing(frame):
+                self._send_soon(number)
+            else:
+                self._raise(number)
 
     def _raise(self, number: int) -> None:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Stopped("stopped by SIGTERM")
+
+    def _send_soon(self, number: int) -> None:
+        """Send the main thread the signal in a moment, when it is elsewhere."""
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def send() -> None:
+            if self._asked is not None:
+                signal.pthread_kill(main, number)
+
+        timer = threading.Timer(0.02, send)
+        timer.daemon = True
+        timer.start()
+
+    def seen(self) -> None:
+        """What was asked for is under way: what follows saves and closes, and only another signal breaks into it."""
+        self._asked = None
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
@@ -65,9 +89,8 @@ class Interrupts:
             yield
         finally:
             self._shielded = False
-        if self._pending is not None:
-            number, self._pending = self._pending, None
-            self._raise(number)
+        if self._asked is not None:
+            self._raise(self._asked)
 
     def install(self) -> None:
         """Handle the signals from now on, also where somebody else does."""
@@ -84,7 +107,8 @@ class Interrupts:
         former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         self.install()
         try:
-            yield self
+            with self._sending_again():
+                yield self
         except (
             SystemError
         ) as e:  # what a handler raised inside of C code that expects no exception, as Ray's waiting is
@@ -92,3 +116,27 @@ class Interrupts:
         finally:
             for n, handler in former.items():
                 signal.signal(n, handler)
+
+    @contextmanager
+    def _sending_again(self) -> Iterator[None]:
+        former = sys.unraisablehook
+
+        def ignored(lost: "sys.UnraisableHookArgs") -> None:
+            if self._asked is not None and isinstance(lost.exc_value, KeyboardInterrupt | Stopped):
+                self._send_soon(self._asked)
+            else:
+                former(lost)
+
+        sys.unraisablehook = ignored
+        try:
+            yield
+        finally:
+            sys.unraisablehook = former
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False

@@ -501,6 +501,7 @@ class _Player:
                 record(metrics.judged("test", {n.removeprefix("test/"): v for n, v in found.items()}))
                 record([metrics.in_state("finished", time.time())])
         except BaseException as error:  # whatever it was, what is adopted and asked for is not lost
+            self._interrupts.seen()
             state = metrics.state_after(error)
             record([metrics.in_state(state, time.time())])
             with suppress(Stopped, BadInput):
