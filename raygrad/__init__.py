@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged, RaygradError, Stopped
     from raygrad.experiment import Experiment, Where
+    from raygrad.files.runs import LoadedRun, load
     from raygrad.run import Round, resume, rounds
-    from raygrad.runs import LoadedRun, load
 
 _WHERE = {
     "BadInput": "errors",
@@ -18,12 +18,12 @@ _WHERE = {
     "CheckFailed": "errors",
     "Diverged": "errors",
     "Experiment": "experiment",
-    "LoadedRun": "runs",
+    "LoadedRun": "files.runs",
     "RaygradError": "errors",
     "Round": "run",
     "Stopped": "errors",
     "Where": "experiment",
-    "load": "runs",
+    "load": "files.runs",
     "resume": "run",
     "rounds": "run",
 }

@@ -20,10 +20,10 @@ import numpy as np
 
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.remote import Url
+from raygrad.files.states import StateStore
 from raygrad.gang import Gang, cut
 from raygrad.plan import VMAP_GANG_BYTES, Plan, plan_on, prepare_data
-from raygrad.remote import Url
-from raygrad.states import StateStore
 from raygrad.talk import Operation
 
 Mode = Literal["loop", "vmap"]

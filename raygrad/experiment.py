@@ -16,13 +16,13 @@ from raygrad.data.datasets import DATASETS, Dataset, Digits
 from raygrad.data.partition import PARTITIONERS, Labels, Partitioner
 from raygrad.devices import DEVICES, Devices, NotModelled
 from raygrad.errors import BadInput
+from raygrad.files.remote import Url, location
 from raygrad.hosts import HostRange
 from raygrad.local import Local
 from raygrad.membership import MEMBERSHIPS, Everybody, Membership
 from raygrad.models import MODELS, DigitsCNN, Model
 from raygrad.objectives import load_loss, load_metrics
 from raygrad.regularizers import REGULARIZERS, Regularizer, Unregularized
-from raygrad.remote import Url, location
 from raygrad.samplers import SAMPLERS, Uniform
 from raygrad.schedules import SCHEDULES, Constant, Schedule
 from raygrad.stragglers import POLICIES, Policy, WaitForAll

@@ -21,16 +21,16 @@ from raygrad.data.shards import Shards
 from raygrad.driver import Driver, Executor, States
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.remote import Url
+from raygrad.files.states import refuse_if_too_large
 from raygrad.flat import FlatModel, initial_module
 from raygrad.gang import BUFFERS, Arrays, Gang, Phase
 from raygrad.objectives import load_loss
 from raygrad.regularizers import VALUE
-from raygrad.remote import Url
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
 from raygrad.samplers import Uniform
 from raygrad.stacked import vmap_obstacle
-from raygrad.states import refuse_if_too_large
 from raygrad.stragglers import POLICIES, Buffered, Deadline, PartialWork, WaitForAll
 from raygrad.talk import Done, ServerState
 

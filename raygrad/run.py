@@ -20,22 +20,23 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from raygrad import checkpoint, logs, metrics, mirror, remote, storage, tables
+from raygrad import logs, metrics
 from raygrad.alignment import Alignment, AlignmentProbe, Evaluator, fixed_cohort
 from raygrad.contract import Cohort, Measures, Population
 from raygrad.driver import Driver, Executor
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
 from raygrad.faults import Fault
+from raygrad.files import checkpoint, mirror, remote, storage, tables
+from raygrad.files.packing import pack_server, unpack_server
+from raygrad.files.remote import Url, location
+from raygrad.files.runs import LoadedRun, check_tables, load, locked, new_folder
+from raygrad.files.states import StateStore
 from raygrad.interrupts import Interrupts
 from raygrad.machine import environment
 from raygrad.memory import keep_memory
-from raygrad.packing import pack_server, unpack_server
 from raygrad.plan import Plan, describe, make_plan
-from raygrad.remote import Url, location
 from raygrad.runner import check_device
-from raygrad.runs import LoadedRun, check_tables, load, locked, new_folder
-from raygrad.states import StateStore
 from raygrad.talk import (
     ABSENT,
     ANSWERED,

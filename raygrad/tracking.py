@@ -13,8 +13,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from raygrad import storage
 from raygrad.errors import BadInput
+from raygrad.files import storage
 from raygrad.naming import unknown
 
 Values = Mapping[str, float]

@@ -26,15 +26,15 @@ from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Checkpoints, Evaluation, Experiment, Gangs, Probe, Where
 from raygrad.faults import COSTS_TIME, REMOVES_CLIENT, Fault
+from raygrad.files.packing import pack
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.models import MLP
-from raygrad.packing import pack
 from raygrad.plan import Plan, make_plan
 from raygrad.run import create, extend, play
-from raygrad.runs import load
 from raygrad.samplers import Uniform
-from raygrad.states import StateStore
 from raygrad.talk import Done, ServerState
 from raygrad.verify_faults import disturbed, small, trial
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from raygrad import storage, tables
 from raygrad.driver import Executor
 from raygrad.errors import Stopped
 from raygrad.executors.faulty import DriverKilled, Faulty, Hosts, Watched
 from raygrad.experiment import Checkpoints, Experiment, Where
 from raygrad.faults import REMOVES_CLIENT, Fault, Place, random_plan
+from raygrad.files import storage, tables
+from raygrad.files.runs import LoadedRun, load
 from raygrad.run import create, play
-from raygrad.runs import LoadedRun, load
 from raygrad.talk import DAMAGED, KILLER, REJECTED, Failures
 
 WHY = ("outcome", "clients_failed", "clients_rejected")

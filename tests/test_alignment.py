@@ -22,6 +22,8 @@ from raygrad.data.datasets import Digits, SyntheticLogistic, SyntheticQuadratic
 from raygrad.data.partition import Labels, Natural
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Evaluation, Experiment, Gangs, Probe, Where
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.flat import initial_module
 from raygrad.gang import Phase
 from raygrad.local import Local
@@ -29,10 +31,8 @@ from raygrad.models import MLP, Linear, Model
 from raygrad.plan import Plan, make_plan
 from raygrad.rng import Purpose, torch_seed
 from raygrad.run import alignment_probe, create, play
-from raygrad.runs import load
 from raygrad.samplers import Uniform
 from raygrad.schedules import Cosine
-from raygrad.states import StateStore
 from raygrad.tasks import LoopTask
 from raygrad.verify import Forgetful, problem
 

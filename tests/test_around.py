@@ -26,11 +26,11 @@ from raygrad.contract import Algorithm, Answer, Ask, Cohort, Population, Replies
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Where
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.plan import make_plan
 from raygrad.recipes.digits import recipe
 from raygrad.run import create, play
-from raygrad.runs import load
-from raygrad.states import StateStore
 from raygrad.verify import problem
 
 D, ROUNDS = 7, 6

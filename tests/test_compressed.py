@@ -31,9 +31,9 @@ from raygrad.devices import Constant
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Where
+from raygrad.files.states import StateStore
 from raygrad.plan import make_plan
 from raygrad.samplers import Cyclic, Weighted
-from raygrad.states import StateStore
 from raygrad.talk import Played
 from raygrad.theory.problems import Client, K, after, converse, problem
 from raygrad.verify import problem as small

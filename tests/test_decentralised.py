@@ -25,13 +25,13 @@ from raygrad.devices import LogNormal
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.local import Local
 from raygrad.plan import make_plan
 from raygrad.rng import Purpose, rng
 from raygrad.run import create, play
-from raygrad.runs import load
 from raygrad.samplers import Cyclic, Uniform
-from raygrad.states import StateStore
 from raygrad.stragglers import Buffered
 from raygrad.verify import problem, suite
 

@@ -16,9 +16,9 @@ from raygrad.data.partition import Labels
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Gangs, Where
+from raygrad.files.states import StateStore
 from raygrad.models import Custom, DigitsCNN
 from raygrad.plan import make_plan
-from raygrad.states import StateStore
 from raygrad.theory.problems import Client, converse
 from raygrad.verify import problem
 

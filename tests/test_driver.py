@@ -21,13 +21,13 @@ from raygrad.errors import DamagedShard, Stopped
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Evaluation, Experiment, Gangs, Probe, Where
 from raygrad.faults import Fault
+from raygrad.files.states import StateStore
 from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.plan import Plan, make_plan
 from raygrad.run import create, evaluate, play
 from raygrad.samplers import Uniform
 from raygrad.schedules import Constant, Cosine, Exponential, Schedule, Step, Warmup
-from raygrad.states import StateStore
 from raygrad.talk import ANSWERED, DAMAGED, Done, Failures, Operation, ServerState
 from raygrad.verify import problem
 

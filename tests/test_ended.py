@@ -9,10 +9,10 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput, BelowQuorum, Diverged, RaygradError
 from raygrad.experiment import Checkpoints, Experiment, Where
 from raygrad.faults import Fault
+from raygrad.files.runs import LoadedRun, load
+from raygrad.files.storage import read_json
 from raygrad.reports import report
 from raygrad.run import Injector, create, fork, play
-from raygrad.runs import LoadedRun, load
-from raygrad.storage import read_json
 from raygrad.talk import Failures
 from raygrad.verify import problem
 from raygrad.verify_faults import FaultInjector

@@ -21,9 +21,9 @@ from raygrad.contract import Algorithm, Cohort, Population, Replies
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Where
+from raygrad.files.states import StateStore
 from raygrad.plan import make_plan
 from raygrad.samplers import Cyclic
-from raygrad.states import StateStore
 from raygrad.verify import problem
 
 

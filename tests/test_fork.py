@@ -10,9 +10,9 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.errors import BadInput
 from raygrad.experiment import Checkpoints, Experiment, Where
+from raygrad.files.runs import LoadedRun, load
 from raygrad.reports.report import view
 from raygrad.run import create, fork, play, resume
-from raygrad.runs import LoadedRun, load
 from raygrad.verify import problem
 
 LOCAL = Where(on="local")

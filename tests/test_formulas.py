@@ -12,12 +12,12 @@ from raygrad.algorithms import ALGORITHMS
 from raygrad.contract import Algorithm
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.packing import pack
+from raygrad.files.states import StateStore
 from raygrad.flat import FlatModel, initial_module
 from raygrad.local import Local
-from raygrad.packing import pack
 from raygrad.plan import Plan, make_plan
 from raygrad.samplers import Uniform
-from raygrad.states import StateStore
 from raygrad.talk import ServerState
 from raygrad.verify import problem
 

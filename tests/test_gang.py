@@ -19,13 +19,13 @@ from raygrad.driver import Driver
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.states import StateStore
 from raygrad.gang import Phase, TreeSum, cut
 from raygrad.local import Local
 from raygrad.models import MLP, ResNet
 from raygrad.plan import Plan, make_plan
 from raygrad.run import evaluate
 from raygrad.samplers import Uniform
-from raygrad.states import StateStore
 from raygrad.talk import ServerState, Talk
 from raygrad.tasks import FULL, LoopTask
 from raygrad.verify import problem

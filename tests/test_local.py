@@ -18,11 +18,11 @@ from raygrad.devices import Constant
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.states import StateStore
 from raygrad.local import Local
 from raygrad.plan import make_plan
 from raygrad.recipes import RECIPES
-from raygrad.states import StateStore
-from raygrad.sweep import Sweep
+from raygrad.sweeps.sweep import Sweep
 from raygrad.verify import problem
 
 VARIED = Local(steps=None, epochs=2, epochs_to=5, batch_size=3, batch_size_to="full")

@@ -18,10 +18,10 @@ from raygrad.algorithms.local_gd import LocalGD
 from raygrad.contract import Algorithm
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
+from raygrad.files.states import StateStore
 from raygrad.local import Local
 from raygrad.plan import make_plan
 from raygrad.recipes import RECIPES
-from raygrad.states import StateStore
 from raygrad.theory import problems
 from raygrad.theory.problems import Client, K, problem, whole
 from raygrad.verify import problem as small

@@ -17,9 +17,9 @@ from raygrad import metrics, run
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Where
+from raygrad.files.runs import LoadedRun, load
 from raygrad.metrics import METRICS, Reading, Slots
 from raygrad.run import create, play
-from raygrad.runs import LoadedRun, load
 from raygrad.talk import Operation
 from raygrad.verify import problem
 

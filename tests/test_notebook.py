@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import raygrad
-from raygrad import tables
 from raygrad.algorithms.fedga import FedGA
+from raygrad.files import tables
+from raygrad.files.runs import LoadedRun
 from raygrad.notebook import run_html
-from raygrad.runs import LoadedRun
 from raygrad.verify import problem
 
 TUTORIAL = Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"

@@ -197,7 +197,7 @@ def test_what_may_not_be_written_as_json(capsys: pytest.CaptureFixture[str], mon
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "runs/digits")
 
-    monkeypatch.setattr("raygrad.runs.load", refused)
+    monkeypatch.setattr("raygrad.files.runs.load", refused)
     out, err = said(capsys, "resume", "digits", "--json", code=2)
     assert err == "raygrad: runs/digits: Permission denied\n"
     assert [(e["event"], e["message"]) for e in events(out)] == [("error", "runs/digits: Permission denied")]

@@ -20,11 +20,12 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from raygrad import citations, cli, logs, runs, storage, tables
+from raygrad import citations, cli, logs
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Where
+from raygrad.files import runs, storage, tables
 from raygrad.recipes import RECIPES
 from raygrad.reports import page as pages
 from raygrad.reports import pictures, provenance, publish, report, turnout

@@ -17,6 +17,8 @@ from raygrad.contract import Answer, Ask, Cohort, Replies, Task
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.flat import FlatModel
 from raygrad.plan import Plan, make_plan
 from raygrad.regularizers import (
@@ -31,8 +33,6 @@ from raygrad.regularizers import (
     hvp,
 )  # fmt: skip
 from raygrad.run import create, play
-from raygrad.runs import load
-from raygrad.states import StateStore
 from raygrad.streams import LabelFlips, PermutedPixels, Tasks
 from raygrad.tasks import FULL
 from raygrad.verify import problem

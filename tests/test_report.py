@@ -12,10 +12,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from raygrad.errors import BadInput
+from raygrad.files.tables import TABLES, TableWriter, folder
 from raygrad.reports import curves, pictures, report, turnout
 from raygrad.reports import page as pages
 from raygrad.rng import Purpose, rng
-from raygrad.tables import TABLES, TableWriter, folder
 
 CLASSES = 3
 

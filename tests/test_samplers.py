@@ -23,12 +23,12 @@ from raygrad.driver import Driver
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Where
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.membership import Steps
 from raygrad.plan import Plan, make_plan
 from raygrad.run import create, extend, play, rounds
-from raygrad.runs import load
 from raygrad.samplers import SAMPLERS, Available, Cyclic, Oort, PowerOfChoice, Uniform, Weighted
-from raygrad.states import StateStore
 from raygrad.stragglers import Buffered, OverSelect
 from raygrad.talk import Failures
 from raygrad.verify import problem

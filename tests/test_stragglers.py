@@ -21,15 +21,15 @@ from raygrad.driver import Driver
 from raygrad.errors import BadInput, BelowQuorum
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
+from raygrad.files.packing import pack_server
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.gang import Gang, GangReply, Phase
 from raygrad.local import Local
 from raygrad.membership import Steps
-from raygrad.packing import pack_server
 from raygrad.plan import Plan, make_plan
 from raygrad.run import create, extend, play, rounds
-from raygrad.runs import load
 from raygrad.samplers import Available, Cyclic, Oort, PowerOfChoice, Uniform
-from raygrad.states import StateStore
 from raygrad.stragglers import Buffered, Deadline, OverSelect, PartialWork, Policy, WaitForAll
 from raygrad.talk import Done, Failures, Operation, Played
 from raygrad.tasks import LoopTask
@@ -649,7 +649,7 @@ def test_times_must_be_times(policy: str, tmp_path: Path) -> None:
 
 
 def test_the_whole_server_state_survives_packing(tmp_path: Path) -> None:
-    from raygrad.packing import unpack_server
+    from raygrad.files.packing import unpack_server
 
     e = WHOLE["buffered"]
     played = [p for p, _ in states(e, tmp_path)][-1]

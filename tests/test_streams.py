@@ -19,12 +19,12 @@ from raygrad.data.partition import IID, Natural
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs
+from raygrad.files.runs import load
+from raygrad.files.states import StateStore
 from raygrad.models import Linear
 from raygrad.plan import Plan, make_plan
 from raygrad.rng import Purpose, rng
 from raygrad.run import create, extend, play
-from raygrad.runs import load
-from raygrad.states import StateStore
 from raygrad.streams import TASKS, LabelFlips, PermutedPixels, Tasks
 from raygrad.verify import problem
 

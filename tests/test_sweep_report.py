@@ -16,8 +16,8 @@ from raygrad.algorithms.fedavg import FedAvg
 from raygrad.experiment import Where
 from raygrad.reports import sweep_report
 from raygrad.run import create, play
-from raygrad.sweep import LoadedSweep, Sweep
-from raygrad.trials import COLUMNS
+from raygrad.sweeps.sweep import LoadedSweep, Sweep
+from raygrad.sweeps.trials import COLUMNS
 from raygrad.verify import problem
 
 SPACE = {"algorithm": "fedga,fedavg", "alpha": "loguniform(0.01,0.5)", "beta": "uniform(0,0.4)", "K": "1,5"}

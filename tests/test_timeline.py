@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raygrad import tables
+from raygrad.files import tables
 from raygrad.reports.timeline import Timeline, timeline
 
 

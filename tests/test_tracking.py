@@ -12,8 +12,8 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.commands.experiments import place
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
+from raygrad.files.runs import LoadedRun, load
 from raygrad.run import create, play, rounds
-from raygrad.runs import LoadedRun, load
 from raygrad.verify import problem
 
 

@@ -21,11 +21,11 @@ from raygrad import config
 from raygrad import run as engine
 from raygrad.errors import BadInput
 from raygrad.experiment import Experiment, Where
+from raygrad.files.runs import is_run, load
 from raygrad.recipes import RECIPES
 from raygrad.reports import pictures
 from raygrad.reports.report import PROBED, RunView, view
 from raygrad.reports.sweep_report import paired
-from raygrad.runs import is_run, load
 
 SEEDS = range(5)
 

@@ -15,16 +15,16 @@ import torch
 
 from jobs.results.methods import SEEDS, Arm, played, tested
 from jobs.results.tables import give, table
-from raygrad import tables
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
+from raygrad.files import tables
+from raygrad.files.runs import load
 from raygrad.plan import make_plan
 from raygrad.reports import pictures
 from raygrad.reports.report import RunView
 from raygrad.reports.sweep_report import paired
 from raygrad.rng import Purpose, rng
 from raygrad.runner import GangRunner
-from raygrad.runs import load
 
 Views = Mapping[str, Sequence[RunView]]  # by arm and seed
 

@@ -30,15 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import raygrad
-from raygrad import storage
 from raygrad.data.shards import Shards
 from raygrad.errors import BadInput
 from raygrad.experiment import Evaluation, Experiment, Probe, Where
+from raygrad.files import storage
+from raygrad.files.runs import LoadedRun
 from raygrad.flat import initial_module
 from raygrad.rng import Purpose, rng
 from raygrad.run import shard_root
 from raygrad.runner import CHUNK_BYTES
-from raygrad.runs import LoadedRun
 
 PADDING = 4
 """Black pixels on each side before a random crop, as in the paper's code."""

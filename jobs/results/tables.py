@@ -28,11 +28,12 @@ from jobs.results.study import (
     searched,
     shown,
 )
-from raygrad import sweep, tables
 from raygrad.errors import BadInput
+from raygrad.files import tables
 from raygrad.reports import pictures, sweep_report
 from raygrad.reports.report import RunView
-from raygrad.space import SHOWN
+from raygrad.sweeps import sweep
+from raygrad.sweeps.space import SHOWN
 
 PAPER_RANKING = "FedGA, SCAFFOLD, FedProx, FedAvg"
 """Table 1's order in percent on CIFAR-10 and on heterogeneous EMNIST, best first; the same on both."""

@@ -26,9 +26,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
 from raygrad import run as engine
-from raygrad import tables
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Where
+from raygrad.files import tables
 from raygrad.verify import problem
 
 REPEATS = 5

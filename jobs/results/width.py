@@ -20,15 +20,16 @@ import numpy as np
 from torch import nn
 
 from jobs.results.tables import give, table
-from raygrad import config, tables
+from raygrad import config
 from raygrad import run as engine
 from raygrad.errors import BadInput, Diverged
 from raygrad.experiment import Experiment, Where
+from raygrad.files import tables
+from raygrad.files.runs import is_run, load
 from raygrad.models import MLP, Custom
 from raygrad.recipes import RECIPES
 from raygrad.reports import pictures
 from raygrad.reports.sweep_report import paired
-from raygrad.runs import is_run, load
 
 SEEDS = range(5)
 BATCHES = (4, 8, 16, 32, 64, 128, 256, 512)

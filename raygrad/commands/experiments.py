@@ -20,16 +20,16 @@ from raygrad.data.partition import Partitioner
 from raygrad.devices import Devices
 from raygrad.errors import BadInput
 from raygrad.experiment import EXCLUDED, SCHEMA_VERSION, Experiment, Where
+from raygrad.files.remote import Url, location
 from raygrad.membership import Membership
 from raygrad.naming import unknown
 from raygrad.recipes import RECIPES
 from raygrad.regularizers import Regularizer
-from raygrad.remote import Url, location
 from raygrad.stragglers import Policy
 from raygrad.streams import Tasks
 
 if TYPE_CHECKING:
-    from raygrad.runs import LoadedRun
+    from raygrad.files.runs import LoadedRun
 
 Given = Mapping[str, str | int | float | Path | None]
 """Options by field name; None where the user gave none."""
@@ -89,7 +89,7 @@ def _named(text: str) -> Chosen:
     if text in RECIPES:
         return Chosen(RECIPES[text](), text)
     if isinstance(address := location(text), Url):
-        from raygrad.runs import find_run
+        from raygrad.files.runs import find_run
 
         run = str(address.parent if address.name == "experiment.json" else address)
         return _recorded(find_run(run, address) / "experiment.json")
@@ -261,7 +261,7 @@ def continued(chosen: Chosen, where: Where, run_root: str | Path, name: str) -> 
     number of rounds and what happens to failing clients may change.
     """
     from raygrad import run as engine
-    from raygrad.runs import load, newest
+    from raygrad.files.runs import load, newest
 
     found = newest(name, run_root)
     if found is None:

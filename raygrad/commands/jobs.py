@@ -235,7 +235,7 @@ def left_checkpoint(log: str) -> bool:
     """Whether a job left a checkpoint: by its last words, or in its run folder if that is reached from here."""
     if _GOES_ON.search(log):
         return True
-    from raygrad.checkpoint import latest
+    from raygrad.files.checkpoint import latest
 
     folder = _FOLDER.search(log)
     return folder is not None and Path(folder[1]).is_dir() and latest(Path(folder[1])) is not None

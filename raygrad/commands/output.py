@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raygrad.errors import BadInput, RaygradError
-from raygrad.remote import Url
+from raygrad.files.remote import Url
 
 
 def error(error: RaygradError) -> None:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from raygrad.commands import experiments
 from raygrad.errors import BadInput
+from raygrad.files.remote import location
 from raygrad.naming import load_attribute
-from raygrad.remote import location
 
 PATHS = {"run_root": "--run-root", "data_root": "--data-root", "shard_root": "--shard-root", "init": "--init"}
 """Options that name folders and files, which the cluster has to reach."""

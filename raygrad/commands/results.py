@@ -9,7 +9,7 @@ from raygrad.commands import options, output
 from raygrad.errors import BadInput
 
 if TYPE_CHECKING:
-    from raygrad.sweep import LoadedSweep
+    from raygrad.sweeps.sweep import LoadedSweep
 
 
 def report(
@@ -55,11 +55,11 @@ def report(
     """
     from rich.console import Console
 
+    from raygrad.files.remote import Url, location
+    from raygrad.files.runs import find_run
     from raygrad.progress import display
-    from raygrad.remote import Url, location
     from raygrad.reports import page, publish
     from raygrad.reports import report as reports
-    from raygrad.runs import find_run
 
     if len(runs) == 1 and (sweep := _sweep(runs[0], run_root)) is not None:
         if target is not None:
@@ -92,10 +92,10 @@ def _place(folder: Path, format: str | None) -> Path:
 
 def _sweep(reference: str, run_root: str) -> "LoadedSweep | None":
     """The sweep that the reference names, None if it names none."""
-    from raygrad.mirror import fetch
-    from raygrad.remote import Url, location
-    from raygrad.runs import find
-    from raygrad.sweep import is_sweep, load
+    from raygrad.files.mirror import fetch
+    from raygrad.files.remote import Url, location
+    from raygrad.files.runs import find
+    from raygrad.sweeps.sweep import is_sweep, load
 
     if isinstance(location(run_root), Url) or isinstance(location(reference), Url):
         found = find(reference, location(run_root))
@@ -138,7 +138,7 @@ def digest(run: options.Run, run_root: options.RunRoot = "runs") -> None:
       raygrad digest digits
       test "$(raygrad digest a)" = "$(raygrad digest b)" && echo same bits
     """
-    from raygrad.runs import load
+    from raygrad.files.runs import load
 
     output.line(load(run, run_root).digest())
 
@@ -161,8 +161,8 @@ def export(
     """
     from safetensors.torch import save
 
-    from raygrad import storage
-    from raygrad.runs import load
+    from raygrad.files import storage
+    from raygrad.files.runs import load
 
     if file.exists() and not force:
         raise BadInput(f"{file} is there already; --force writes over it")

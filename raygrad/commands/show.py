@@ -130,7 +130,7 @@ def _sentence(thing: object) -> str:
 
 
 def _runs(run_root: str, as_json: bool) -> None:
-    from raygrad import runs
+    from raygrad.files import runs
     from raygrad.reports import report
 
     found = runs.all_runs(run_root)
@@ -174,7 +174,7 @@ def _run_record(folder: Path) -> dict[str, object]:
 
 
 def _sweeps(run_root: str, as_json: bool) -> None:
-    from raygrad import sweep
+    from raygrad.sweeps import sweep
 
     found = sweep.all_sweeps(run_root)
     if as_json:
@@ -259,8 +259,8 @@ def cite(
 
     numbers = [citations.MAIN.arxiv]
     if run is not None:
+        from raygrad.files.runs import load
         from raygrad.recipes import RECIPES
-        from raygrad.runs import load
 
         loaded = load(run, run_root)
         about = RECIPES[loaded.name].__doc__ if loaded.name in RECIPES else None

@@ -16,7 +16,7 @@ from raygrad.interrupts import leaving_at_once
 if TYPE_CHECKING:
     from raygrad.commands.experiments import Chosen
     from raygrad.experiment import Experiment
-    from raygrad.sweep import LoadedSweep, Sweep
+    from raygrad.sweeps.sweep import LoadedSweep, Sweep
 
 SPACE, SEARCH = "Search space", "Search"
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -187,9 +187,9 @@ def sweep(
       raygrad sweep digits --alpha 0.05,0.1 --name a --resume     start a, or go on with it
     """
     with output.errors(as_json):
-        from raygrad import sweep as sweeps
         from raygrad.commands import experiments
         from raygrad.progress import display
+        from raygrad.sweeps import sweep as sweeps
 
         place = {
             "address": address, "gpus_per_host": gpus_per_host, "device": device, "numerics": numerics,
@@ -271,8 +271,8 @@ def asked(params: Mapping[str, Any]) -> tuple["Sweep", list[str], str]:
 
     Raises BadInput for what can be known without data.
     """
-    from raygrad.space import point
-    from raygrad.sweep import Sweep
+    from raygrad.sweeps.space import point
+    from raygrad.sweeps.sweep import Sweep
 
     chosen, dimensions, words = _split(
         params["recipe"], {path: params[n] for n, path in SHORT.items()}, params["settings"] or [], params["rounds"]
@@ -287,8 +287,8 @@ def asked(params: Mapping[str, Any]) -> tuple["Sweep", list[str], str]:
 
 def check(params: Mapping[str, Any]) -> "Experiment | None":
     """The experiment that is searched; None for a sweep that goes on. Raises BadInput."""
-    from raygrad import space
-    from raygrad.runs import check_name
+    from raygrad.files.runs import check_name
+    from raygrad.sweeps import space
 
     if params["name"] is not None:
         check_name(params["name"])
@@ -334,8 +334,9 @@ def _split(
     recipe: str, short: dict[str, str | None], settings: list[str], rounds: int | None
 ) -> tuple["Chosen", dict[str, str], list[str]]:
     """The experiment with what has one value, the dimensions, and the words that name the experiment."""
-    from raygrad import config, space
+    from raygrad import config
     from raygrad.commands import experiments
+    from raygrad.sweeps import space
 
     given = {n: v for n, v in short.items() if v is not None}
     for path, text in map(experiments.split, settings):
@@ -356,7 +357,7 @@ def _split(
 
 
 def _several(expression: object) -> bool:
-    from raygrad.space import Values
+    from raygrad.sweeps.space import Values
 
     return not (isinstance(expression, Values) and len(expression.values) == 1)
 
@@ -374,9 +375,9 @@ def _is_list(config: ModuleType, base: object, path: str, text: str) -> bool:
 
 def _finish(loaded: "LoadedSweep", run_root: str) -> None:
     """What came of it, the best settings, and how to repeat them."""
-    from raygrad import space
     from raygrad.reports import sweep_report
     from raygrad.reports.report import spread
+    from raygrad.sweeps import space
 
     rows = loaded.trials().to_pylist()
     outcomes = [r["outcome"] for r in rows if r["role"] == "search"]

@@ -53,8 +53,8 @@ def diurnal(
       raygrad trace diurnal --clients 100 --hours 48 --seed 0 --out trace.parquet
       raygrad trace diurnal --clients 20 --zones 0 --out one-zone.csv
     """
-    from raygrad import storage
     from raygrad.devices.diurnal import diurnal_trace, encode
+    from raygrad.files import storage
 
     if (suffix := out.suffix.lower()) not in (".csv", ".parquet"):
         raise BadInput(f"--out is {out}; a trace is a .parquet or a .csv file")

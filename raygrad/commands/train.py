@@ -16,9 +16,9 @@ from raygrad.interrupts import leaving_at_once
 
 if TYPE_CHECKING:
     from raygrad.experiment import Experiment, Where
+    from raygrad.files.runs import LoadedRun
     from raygrad.onray.start import EarlyStart
     from raygrad.progress import Display
-    from raygrad.runs import LoadedRun
 
 ALIAS = "Short for --set"
 SHORT = {
@@ -206,8 +206,8 @@ def resume(
 
         from raygrad import run as engine
         from raygrad.commands import experiments
+        from raygrad.files.runs import load
         from raygrad.progress import display
-        from raygrad.runs import load
 
         with display(quiet, as_json=as_json, log_level=log_level) as screen:
             loaded = load(run, run_root)
@@ -279,8 +279,8 @@ def fork(
     with output.errors(as_json):
         from raygrad import run as engine
         from raygrad.commands import experiments
+        from raygrad.files.runs import load
         from raygrad.progress import display
-        from raygrad.runs import load
 
         with display(quiet, as_json=as_json, log_level=log_level) as screen:
             loaded = load(run, run_root)
@@ -303,7 +303,7 @@ def fork(
 def check(params: Mapping[str, Any]) -> "Experiment":
     """The experiment that the options of `raygrad run` ask for. Raises BadInput for what can be known without data."""
     from raygrad.commands import experiments
-    from raygrad.runs import check_name
+    from raygrad.files.runs import check_name
 
     chosen = experiments.choose(
         params["recipe"], params["settings"] or (), {path: params[n] for n, path in SHORT.items()}
@@ -383,7 +383,7 @@ def _starting(where: "Where") -> str:
 
 
 def _saved_round(run: "LoadedRun") -> int:
-    from raygrad.checkpoint import latest
+    from raygrad.files.checkpoint import latest
 
     found = latest(run.folder)
     return 0 if found is None else found.round
@@ -414,7 +414,7 @@ def failed(run: "LoadedRun") -> str | None:
 
 def summary_json(run: "LoadedRun") -> dict[str, Any]:
     """What a run has come to, for programs."""
-    from raygrad import storage
+    from raygrad.files import storage
     from raygrad.reports.report import view
 
     v, path = view(run.folder), run.folder / "final.json"
@@ -432,7 +432,7 @@ def summary_json(run: "LoadedRun") -> dict[str, Any]:
 
 def _finish(run: "LoadedRun", run_root: str, quiet: bool, as_json: bool, report: bool) -> None:
     """The table, the report and what can be done next."""
-    from raygrad.mirror import put_report
+    from raygrad.files.mirror import put_report
     from raygrad.reports.page import write_report
     from raygrad.reports.report import summary
 

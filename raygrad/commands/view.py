@@ -11,7 +11,7 @@ from raygrad.commands import options, output
 from raygrad.errors import BadInput
 
 if TYPE_CHECKING:
-    from raygrad.remote import Url
+    from raygrad.files.remote import Url
     from raygrad.viewer.catalog import Catalog
 
 
@@ -76,7 +76,7 @@ def view(
 
 def _root(references: list[str], run_root: str) -> "Path | Url":
     """The run root; of runs that are named by a path outside of it, the one they are in. Raises BadInput."""
-    from raygrad.remote import Url, location
+    from raygrad.files.remote import Url, location
 
     root = location(run_root)
     places = {place.parent.parent for r in references if (place := _outside(r)) is not None}
@@ -116,8 +116,8 @@ def _first(catalog: "Catalog", references: list[str]) -> str:
 
 
 def _page(catalog: "Catalog", reference: str) -> str:
-    from raygrad import sweep
-    from raygrad.runs import find_run
+    from raygrad.files.runs import find_run
+    from raygrad.sweeps import sweep
 
     outside = _outside(reference)
     folder = outside or _sweep(catalog, reference) or find_run(reference, catalog.root)
@@ -126,7 +126,7 @@ def _page(catalog: "Catalog", reference: str) -> str:
 
 def _sweep(catalog: "Catalog", reference: str) -> Path | None:
     """The sweep that is meant, where its name is no run's."""
-    from raygrad import sweep
+    from raygrad.sweeps import sweep
 
     named = catalog.local / reference
     if (named / "experiment.json").is_file() or any(named.glob("*/experiment.json")):

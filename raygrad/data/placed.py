@@ -11,12 +11,12 @@ import shutil
 import uuid
 from pathlib import Path
 
-from raygrad import remote, storage
 from raygrad.data.partition import Partitioner
 from raygrad.data.shards import Progress, Shards, prepare, put_in_place, remove_leftovers, reusable
 from raygrad.data.source import Dataset
 from raygrad.errors import BadInput, Stopped
-from raygrad.remote import Url, location
+from raygrad.files import remote, storage
+from raygrad.files.remote import Url, location
 
 META = "meta.json"
 

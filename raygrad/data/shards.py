@@ -34,13 +34,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raygrad import logs, storage
+from raygrad import logs
 from raygrad.config import kind_of
 from raygrad.data.datasets import DATASETS
 from raygrad.data.partition import PARTITIONERS, Natural, Partitioner, Repeated
 from raygrad.data.source import Dataset, HasFiles, Source
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput, DamagedShard, Stopped
+from raygrad.files import storage
 from raygrad.rng import Purpose, rng
 
 SCHEMA_VERSION = 2  # of the folder; part of its name, so that a new version never reads an old folder

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygrad.errors import BadInput
+from raygrad.files.remote import Url, location
 from raygrad.onray import node
-from raygrad.remote import Url, location
 
 _PROBE = re.compile(r"/\.raygrad-doctor-\w+")
 ANSWER_S = 120.0

@@ -31,18 +31,20 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from raygrad import logs, population, remote, runs, space, sweep, trial
+from raygrad import logs
 from raygrad import run as engine
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
+from raygrad.files import remote, runs
+from raygrad.files.remote import Url
 from raygrad.metrics import of_sweep
 from raygrad.onray.cluster import connected
 from raygrad.onray.executor import ship_by_value
 from raygrad.onray.metrics import record
 from raygrad.onray.start import Lender
-from raygrad.remote import Url
-from raygrad.sweep import Book, LoadedSweep, Maker, Point, Say, Sweep
-from raygrad.trial import Job, Trial
+from raygrad.sweeps import population, space, sweep, trial
+from raygrad.sweeps.sweep import Book, LoadedSweep, Maker, Point, Say, Sweep
+from raygrad.sweeps.trial import Job, Trial
 
 REDUCTION = 3
 """ASHA and HyperBand keep one trial in so many."""
@@ -58,7 +60,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Playing(tune.Trainable):
-    """Plays what `start(config, trial_id)` gives: a `raygrad.trial.Trial`, and the names under which it reports."""
+    """Plays the trial (`raygrad.sweeps.trial`) that `start.trial(config, …)` gives, an evaluation at a time."""
 
     _trial: Trial | None = None
 

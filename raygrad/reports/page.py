@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from raygrad import tables
+from raygrad.files import tables
 from raygrad.reports import curves, pictures, provenance, publish, report, turnout
 from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
 from raygrad.reports.report import PAPER_PROTOCOL, Group, RunView, leaf, number, score

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raygrad import citations, storage, tables
+from raygrad import citations
+from raygrad.files import storage, tables
 from raygrad.reports.report import Group, Leaf, RunView, Settings, change, leaf
 
 _NAMES = {

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from raygrad import logs, storage
+from raygrad import logs
 from raygrad.errors import BadInput, Stopped
+from raygrad.files import storage
 from raygrad.reports import html, pictures
 from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
 from raygrad.reports.report import leaf

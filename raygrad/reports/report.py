@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from raygrad import logs, storage, tables
+from raygrad import logs
 from raygrad.errors import BadInput
+from raygrad.files import storage, tables
 from raygrad.reports import pictures, turnout
 
 Leaf = str | int | float | bool | None

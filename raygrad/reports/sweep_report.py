@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from raygrad import citations, mirror
-from raygrad.remote import Url
+from raygrad import citations
+from raygrad.files import mirror
+from raygrad.files.remote import Url
 from raygrad.reports import pictures, provenance, publish
 from raygrad.reports.document import Code, Document, Folded, Heading, Part, Picture, Table, Words
 from raygrad.reports.report import Leaf, flatten, leaf, spread, view
-from raygrad.space import SHOWN, Range
-from raygrad.sweep import LoadedSweep, best_settings
-from raygrad.trial import evaluations
-from raygrad.trials import Row
+from raygrad.sweeps.space import SHOWN, Range
+from raygrad.sweeps.sweep import LoadedSweep, best_settings
+from raygrad.sweeps.trial import evaluations
+from raygrad.sweeps.trials import Row
 
 ALPHA, BETA, K = "algorithm.lr", "algorithm.beta", "local.steps"
 REFERENCE = "fedavg"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raygrad import tables
+from raygrad.files import tables
 
 ANSWERED = "answered"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from raygrad import tables
 from raygrad.errors import BadInput
+from raygrad.files import tables
 
 _DETAILS = {
     "left": {"unavailable": "not there when asked"},

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from raygrad import storage, tables
 from raygrad.errors import BadInput
+from raygrad.files import storage, tables
 from raygrad.reports import curves, report, timeline, turnout
 from raygrad.reports.report import RunView, leaf
 from raygrad.viewer import charts
@@ -248,7 +248,7 @@ def _sweep_commands(catalog: Catalog, at: str, state: str, best: Sequence[str]) 
 def sweep(catalog: Catalog, at: str) -> Json:
     """A sweep's page."""
     from raygrad.reports import sweep_report
-    from raygrad.sweep import load
+    from raygrad.sweeps.sweep import load
 
     folder = catalog.folder(at, "sweep")
     loaded = load(folder)

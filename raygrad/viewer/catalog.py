@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from raygrad import storage, tables
 from raygrad.errors import BadInput
-from raygrad.remote import Url
+from raygrad.files import storage, tables
+from raygrad.files.remote import Url
 from raygrad.reports import report
 from raygrad.reports.report import RunView, describe, flatten
 
@@ -113,7 +113,7 @@ class Catalog:
     def __init__(self, root: Path | Url) -> None:
         self.root = root
         if isinstance(root, Url):
-            from raygrad.mirror import local_root
+            from raygrad.files.mirror import local_root
 
             self.local = local_root(root)
         else:
@@ -242,7 +242,7 @@ class Catalog:
                         yield folder / entry.name
 
     def _fetch_always(self, root: Url) -> None:
-        from raygrad import runs
+        from raygrad.files import runs
 
         while True:
             began = monotonic()
@@ -309,7 +309,7 @@ def _newest(folder: Path, part: str) -> tuple[int, int, str, float | None]:
 
 def sweep_row(folder: Path, at: str) -> Row:
     """A sweep's line. Raises BadInput."""
-    from raygrad.sweep import SHOWN, best_settings, load
+    from raygrad.sweeps.sweep import SHOWN, best_settings, load
 
     loaded = load(folder)
     rows = trials_of(folder)
@@ -328,6 +328,6 @@ def sweep_row(folder: Path, at: str) -> Row:
 
 def trials_of(folder: Path) -> Sequence[dict[str, Any]]:
     """The rows of a sweep's trials that are over; none before the first."""
-    from raygrad.trials import read_trials
+    from raygrad.sweeps.trials import read_trials
 
     return read_trials(folder).to_pylist() if (folder / "trials.parquet").is_file() else []

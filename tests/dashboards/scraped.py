@@ -23,12 +23,12 @@ import ray
 import yaml
 from queries import ALERTS, PROMETHEUS, bound, panels
 
-from raygrad import sweep as sweeps
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BelowQuorum, Diverged
 from raygrad.experiment import Experiment, Gangs, Probe, Where
 from raygrad.onray.start import Lender
 from raygrad.run import create, play
+from raygrad.sweeps import sweep as sweeps
 from raygrad.talk import Failures
 from raygrad.verify import problem
 

@@ -11,8 +11,8 @@ import time
 from contextlib import AbstractContextManager
 
 import raygrad.run  # torch and all else, once
-from raygrad import remote, storage
-from raygrad.runs import load
+from raygrad.files import remote, storage
+from raygrad.files.runs import load
 
 
 def kill_inside_write(countdown: int) -> None:

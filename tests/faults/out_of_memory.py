@@ -18,7 +18,7 @@ from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Task
 from raygrad.experiment import Gangs, Where
-from raygrad.runs import load
+from raygrad.files.runs import load
 from raygrad.verify import problem
 
 SPARE_BYTES = 2 * 2**30

@@ -17,8 +17,8 @@ from raygrad.devices import Exponential, LogNormal
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.faults import COSTS_TIME, REMOVES_CLIENT, Fault, Place, random_plan
+from raygrad.files.runs import LoadedRun, load
 from raygrad.run import create, play
-from raygrad.runs import LoadedRun, load
 from raygrad.samplers import PowerOfChoice, Uniform
 from raygrad.stragglers import Buffered, OverSelect
 from raygrad.talk import Failures
@@ -194,8 +194,8 @@ def test_evaluations_say_whom_they_lack(tmp_path: Path) -> None:
 
 
 def test_scaffolds_c_with_failing_clients(tmp_path: Path) -> None:
+    from raygrad.files.states import StateStore
     from raygrad.plan import make_plan
-    from raygrad.states import StateStore
 
     e = small(replace(problem(Scaffold(), 6), sampler=Uniform(5), weights="equal"), 4)
     clients = [min(c for r, c in outcomes(plays(e, tmp_path)) if r == i) for i in (1, 2, 3)]

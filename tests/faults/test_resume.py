@@ -18,9 +18,9 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Checkpoints, Experiment, Where
+from raygrad.files.runs import load
 from raygrad.reports.report import experiment_hash
 from raygrad.run import create, extend, play, resume, rounds
-from raygrad.runs import load
 from raygrad.verify import problem
 
 ROUNDS = 24

@@ -20,12 +20,12 @@ from raygrad.data.partition import IID, Partitioner
 from raygrad.data.transform import Transform
 from raygrad.errors import BadInput
 from raygrad.experiment import Evaluation, Experiment, Probe, Where
+from raygrad.files.runs import LoadedRun
 from raygrad.local import Local
 from raygrad.models import CIFARCNN, DigitsCNN, Model
 from raygrad.recipes import RECIPES
 from raygrad.regularizers import L2
 from raygrad.reports import report
-from raygrad.runs import LoadedRun
 from raygrad.samplers import Uniform
 from raygrad.streams import LabelFlips
 

@@ -20,9 +20,9 @@ from threading import Event, Thread
 
 import ray
 
-from raygrad import sweep as sweeps
 from raygrad.algorithms.fedga import FedGA
 from raygrad.onray.tuning import may_grow
+from raygrad.sweeps import sweep as sweeps
 from raygrad.verify import problem
 
 HEAD = "f" * 51 + "00000"  # the id that Ray's provider of made-up nodes gives the head

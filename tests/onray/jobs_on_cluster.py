@@ -17,8 +17,8 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from raygrad import cli
+from raygrad.files.runs import load
 from raygrad.onray.jobs import Jobs
-from raygrad.runs import load
 
 RECIPE = """
 from raygrad.recipes import RECIPES

@@ -12,11 +12,11 @@ from torch import Tensor
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.contract import Answer, Task
 from raygrad.experiment import Gangs, Where
+from raygrad.files.states import StateStore
 from raygrad.models import MLP
 from raygrad.onray.executor import RayExecutor
 from raygrad.plan import make_plan
 from raygrad.samplers import Uniform
-from raygrad.states import StateStore
 from raygrad.talk import ServerState
 from raygrad.verify import problem
 

@@ -18,7 +18,7 @@ from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Task
 from raygrad.experiment import Experiment, Gangs, Where
-from raygrad.runs import LoadedRun, load
+from raygrad.files.runs import LoadedRun, load
 from raygrad.verify import problem
 
 FAST_HEALTH = {

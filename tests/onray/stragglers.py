@@ -24,11 +24,11 @@ from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Task
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Gangs, Where
+from raygrad.files.states import StateStore
 from raygrad.onray.executor import RayExecutor
 from raygrad.onray.start import host_class
 from raygrad.plan import Plan, make_plan
 from raygrad.samplers import Uniform
-from raygrad.states import StateStore
 from raygrad.talk import Operation
 from raygrad.verify import problem
 

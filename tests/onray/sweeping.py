@@ -14,10 +14,10 @@ import ray
 from ray.cluster_utils import Cluster
 from torch import Tensor
 
-from raygrad import sweep as sweeps
 from raygrad.algorithms.fedga import FedGA
 from raygrad.contract import Answer, Task
 from raygrad.errors import BadInput
+from raygrad.sweeps import sweep as sweeps
 from raygrad.verify import problem
 
 FAST_HEALTH = {

@@ -73,7 +73,7 @@ def test_a_ray_that_was_started_early_is_used_and_shut_down(tmp_path: Path) -> N
         "assert not ray.is_initialized()\n"
         f"made = run.create(verify.problem(FedGA()), raygrad.Where(on='local'), run_root={str(tmp_path)!r}, name='l')\n"
         "list(run.play(made))\n"
-        "from raygrad.runs import load\n"
+        "from raygrad.files.runs import load\n"
         f"assert load('early', {str(tmp_path)!r}).digest() == load('l', {str(tmp_path)!r}).digest()\n"
     )
     found = subprocess.run([sys.executable, "-c", code], timeout=180, capture_output=True, text=True)

@@ -24,6 +24,7 @@ from raygrad.executors.faulty import Faulty
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.faults import Fault, What
+from raygrad.files.states import StateStore
 from raygrad.gang import Gang, Part, Phase, cut, parted
 from raygrad.onray import schedule
 from raygrad.onray.cluster import check_room
@@ -31,7 +32,6 @@ from raygrad.onray.executor import RayExecutor
 from raygrad.onray.loss import unreachable
 from raygrad.onray.schedule import Host
 from raygrad.plan import Plan, make_plan
-from raygrad.states import StateStore
 from raygrad.talk import Done, ServerState
 from raygrad.verify import problem
 

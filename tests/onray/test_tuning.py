@@ -17,14 +17,14 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from raygrad import run as engine
-from raygrad import sweep as sweeps
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
+from raygrad.files.runs import load
 from raygrad.onray import tuning
-from raygrad.runs import load
-from raygrad.sweep import LoadedSweep, Maker, Sweep
-from raygrad.trial import Evaluation
+from raygrad.sweeps import sweep as sweeps
+from raygrad.sweeps.sweep import LoadedSweep, Maker, Sweep
+from raygrad.sweeps.trial import Evaluation
 from raygrad.verify import problem
 
 RECIPE = """

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from raygrad import run as engine
-from raygrad import storage
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Where
-from raygrad.sweep import Book, LoadedSweep, Maker, Sweep, winning_points
-from raygrad.trial import Trial
+from raygrad.files import storage
+from raygrad.sweeps.sweep import Book, LoadedSweep, Maker, Sweep, winning_points
+from raygrad.sweeps.trial import Trial
 from raygrad.verify import problem
 
 if TYPE_CHECKING:

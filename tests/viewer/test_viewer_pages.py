@@ -13,7 +13,7 @@ from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Where
 from raygrad.reports import report, sweep_report
-from raygrad.sweep import load
+from raygrad.sweeps.sweep import load
 from raygrad.verify import problem
 
 if TYPE_CHECKING:

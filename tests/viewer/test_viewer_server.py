@@ -24,14 +24,15 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from conftest import viewing
 
-from raygrad import cli, tables
+from raygrad import cli
 from raygrad import run as engine
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput
 from raygrad.experiment import Evaluation, Where
-from raygrad.remote import location
+from raygrad.files import tables
+from raygrad.files.remote import location
+from raygrad.files.runs import locked
 from raygrad.reports import report
-from raygrad.runs import locked
 from raygrad.verify import problem
 from raygrad.viewer import answers, charts, server
 from raygrad.viewer import catalog as catalog_module
@@ -246,7 +247,7 @@ def test_a_comparison_groups_seeds(catalog: Catalog, copy: Path) -> None:
 
 def test_lineage_and_commands(catalog: Catalog, copy: Path) -> None:
     from raygrad import run as engine
-    from raygrad.runs import load
+    from raygrad.files.runs import load
 
     parent = runs(copy, "fedga")[0]
     child = engine.fork(load(copy / parent), ["algorithm.lr=0.05"], run_root=copy, name="child", rounds=6)
@@ -507,7 +508,7 @@ def test_an_object_store(run_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     """Runs at an address are fetched and shown like others; what is published later comes, too."""
     from object_store import object_store
 
-    from raygrad import mirror, remote
+    from raygrad.files import mirror, remote
 
     for name, value in {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}.items():
         monkeypatch.setenv(name, value)

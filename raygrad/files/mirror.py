@@ -30,9 +30,9 @@ from pathlib import Path, PurePosixPath
 from time import monotonic, sleep
 from typing import Any, Protocol
 
-from raygrad import remote, storage
 from raygrad.errors import BadInput, Stopped
-from raygrad.remote import Patience, Unreachable, Url, at_start
+from raygrad.files import remote, storage
+from raygrad.files.remote import Patience, Unreachable, Url, at_start
 
 SCHEMA_VERSION = 1
 COMMIT, LEASE, FILES, REPORT = "commit.json", "lease.json", "files", "report.html"

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raygrad import storage, tables
 from raygrad.errors import BadInput, Stopped
+from raygrad.files import storage, tables
+from raygrad.files.tables import BIT_STABLE, TABLES, TableWriter, digest, discard_from, folder, read
 from raygrad.rng import Purpose, rng
-from raygrad.tables import BIT_STABLE, TABLES, TableWriter, digest, discard_from, folder, read
 
 
 def client_rows(round: int, m: int = 3) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import pytest
 
 from raygrad import cli
 from raygrad import run as engine
-from raygrad import sweep as sweeps
 from raygrad.algorithms.fedavg import FedAvg
 from raygrad.algorithms.fedga import FedGA
 from raygrad.commands.sweeps import seconds
 from raygrad.errors import BadInput
 from raygrad.experiment import Evaluation, Experiment, Where
-from raygrad.runs import load
-from raygrad.sweep import Book, LoadedSweep, Maker, Point, Sweep, best_settings
-from raygrad.trial import Trial, evaluations
+from raygrad.files.runs import load
+from raygrad.sweeps import sweep as sweeps
+from raygrad.sweeps.sweep import Book, LoadedSweep, Maker, Point, Sweep, best_settings
+from raygrad.sweeps.trial import Trial, evaluations
 from raygrad.verify import problem
 
 HERE = Where(on="local")

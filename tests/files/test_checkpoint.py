@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygrad import checkpoint, storage
-from raygrad.checkpoint import latest, save
 from raygrad.errors import BadInput, RaygradWarning, Stopped
+from raygrad.files import checkpoint, storage
+from raygrad.files.checkpoint import latest, save
+from raygrad.files.states import StateStore
 from raygrad.rng import Purpose, rng
-from raygrad.states import StateStore
 
 TEMPLATE = {"c": torch.tensor([[0.5, 1.0, 2.0]]), "n": torch.tensor(0), "on": torch.tensor([True, False])}
 CLIENTS = 12

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raygrad import storage
 from raygrad.errors import BadInput
+from raygrad.files import storage
 
 if TYPE_CHECKING:
     from torch import Tensor

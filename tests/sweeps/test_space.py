@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raygrad.errors import BadInput
-from raygrad.space import Range, Values, draw, field_of, grid, parse, point, text_of, value_of
+from raygrad.sweeps.space import Range, Values, draw, field_of, grid, parse, point, text_of, value_of
 
 
 @pytest.mark.parametrize(

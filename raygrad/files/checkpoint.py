@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from raygrad import storage
 from raygrad.errors import BadInput, RaygradWarning
-from raygrad.states import StateStore
-from raygrad.storage import SavedFile
+from raygrad.files import storage
+from raygrad.files.states import StateStore
+from raygrad.files.storage import SavedFile
 
 SCHEMA_VERSION = 1
 

@@ -1,7 +1,7 @@
 """Sweeps: many settings of one experiment, compared on validation data, and the best one run again with fresh seeds.
 
     sweep = Sweep(experiment, {"alpha": "loguniform(0.01, 0.5)", "K": "5,10,20"}, samples=40, scheduler="asha")
-    done = raygrad.sweep.run(sweep, name="digits-sweep")
+    done = raygrad.sweeps.sweep.run(sweep, name="digits-sweep")
     done.best()
 
 A sweep leaves RUN_ROOT/NAME/ID with sweep.json, trials.parquet and the run folders of its trials. Everything that it
@@ -23,23 +23,25 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from raygrad import config, mirror, runs, space, storage
+from raygrad import config
 from raygrad import run as engine
 from raygrad.contract import Cohort, asks_first
 from raygrad.devices import NotModelled
 from raygrad.errors import BadInput
 from raygrad.executors.inprocess import InProcess
 from raygrad.experiment import CHANGEABLE, EXCLUDED, SCHEMA_VERSION, Experiment, Where
+from raygrad.files import mirror, runs, storage
+from raygrad.files.remote import Url, location
+from raygrad.files.runs import locked, new_folder
 from raygrad.interrupts import Interrupts
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
-from raygrad.remote import Url, location
-from raygrad.runs import locked, new_folder
-from raygrad.space import SHOWN, Expression, Range, Settings, Value
 from raygrad.stragglers import WaitForAll
+from raygrad.sweeps import space
+from raygrad.sweeps.space import SHOWN, Expression, Range, Settings, Value
+from raygrad.sweeps.trial import Evaluation, Job, evaluations
+from raygrad.sweeps.trials import Book, Row, read_trials
 from raygrad.talk import Failures
-from raygrad.trial import Evaluation, Job, evaluations
-from raygrad.trials import Book, Row, read_trials
 
 Say = Callable[[str], None]
 EXTRA = "pip install 'raygrad[tune]'"
@@ -56,9 +58,9 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 class Sweep:
     """What is searched, and how.
 
-    `space` gives each dimension's values (`raygrad.space`) by its field (`algorithm.beta`) or short name (`beta`).
-    Where the algorithm itself is a dimension, fields that one of them lacks are left out for its trials, and settings
-    that are the same then are played once. A grid plays every combination, whatever `samples` says.
+    `space` gives each dimension's values (texts for `raygrad.sweeps.space`) by its field (`algorithm.beta`) or short
+    name (`beta`). Where the algorithm itself is a dimension, fields that one of them lacks are left out for its trials,
+    and settings that are the same then are played once. A grid plays every combination, whatever `samples` says.
 
     Each trial plays one setting with the seeds `experiment.seed`, +1, … of which there are `seeds`; its value is their
     mean of `metric` (None: accuracy, or the loss where accuracy is not measured). Its budget is `experiment.rounds`, or
@@ -67,7 +69,7 @@ class Sweep:
     again with `winner_seeds` seeds that the search has not seen, and only then tested.
 
     With the scheduler "pbt" the samples are a population: its trials are compared `generations` times, each but the
-    last time the worst end, and forks of the best with settings nearby take their places (`raygrad.population`).
+    last time the worst end, and forks of the best with settings nearby take their places (`raygrad.sweeps.population`).
     """
 
     experiment: Experiment

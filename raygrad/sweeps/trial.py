@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raygrad import checkpoint, mirror, storage, tables
 from raygrad import run as engine
 from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged
 from raygrad.experiment import Experiment, Where
-from raygrad.remote import Url
-from raygrad.runs import LoadedRun, is_run, locked
+from raygrad.files import checkpoint, mirror, storage, tables
+from raygrad.files.remote import Url
+from raygrad.files.runs import LoadedRun, is_run, locked
 
 if TYPE_CHECKING:
     from raygrad.onray.start import Lender

@@ -16,8 +16,7 @@ from faults.test_resume import Lab
 from object_store import BUCKET, Answer, ObjectStore, object_store
 
 import raygrad
-from raygrad import BadInput, Stopped, cli, mirror, remote
-from raygrad import sweep as sweeps
+from raygrad import BadInput, Stopped, cli
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.data import placed
@@ -25,11 +24,13 @@ from raygrad.data.datasets import SyntheticLogistic
 from raygrad.data.partition import Natural
 from raygrad.errors import Diverged, RaygradWarning
 from raygrad.experiment import Checkpoints, Where
+from raygrad.files import mirror, remote
+from raygrad.files.remote import Url, location
+from raygrad.files.runs import all_runs, load
 from raygrad.plan import prepare_data
-from raygrad.remote import Url, location
 from raygrad.reports import report
 from raygrad.run import create, play
-from raygrad.runs import all_runs, load
+from raygrad.sweeps import sweep as sweeps
 from raygrad.verify import problem
 
 EXPERIMENT = replace(problem(FedGA()), rounds=3, checkpoints=Checkpoints(every=1))
@@ -306,7 +307,7 @@ def test_a_local_disk_that_is_full_stops_a_reader(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("raygrad.storage.Sink.write", full)
+    monkeypatch.setattr("raygrad.files.storage.Sink.write", full)
     with pytest.raises(Stopped, match="No space left"):
         load("a", store.url("runs"))
 

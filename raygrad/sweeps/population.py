@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from math import floor, isfinite
 
 from raygrad.rng import Purpose, rng
-from raygrad.space import Range, Value
-from raygrad.sweep import Point, Sweep
+from raygrad.sweeps.space import Range, Value
+from raygrad.sweeps.sweep import Point, Sweep
 
 QUANTILE = 0.25
 """So large a part of the population ends at a stop, and so large a part may be forked."""

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from raygrad import population, space
 from raygrad.algorithms.fedga import FedGA
 from raygrad.experiment import Evaluation, Where
-from raygrad.space import Range
-from raygrad.sweep import LoadedSweep, Maker, Point, Sweep, recorded_points, remember, remembered
+from raygrad.sweeps import population, space
+from raygrad.sweeps.space import Range
+from raygrad.sweeps.sweep import LoadedSweep, Maker, Point, Sweep, recorded_points, remember, remembered
 from raygrad.verify import problem
 
 NAN = float("nan")

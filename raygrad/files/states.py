@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from raygrad import storage
 from raygrad.errors import BadInput, Stopped
-from raygrad.storage import SavedFile
+from raygrad.files import storage
+from raygrad.files.storage import SavedFile
 
 _GROUP_BYTES = 4 << 20  # rows are moved in groups of about this size
 

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
-from raygrad import logs, storage
+from raygrad import logs
 from raygrad.errors import BadInput, Stopped
+from raygrad.files import storage
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

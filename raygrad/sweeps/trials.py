@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raygrad import checkpoint, storage, tables
 from raygrad.errors import BadInput
 from raygrad.experiment import Where
-from raygrad.remote import Url
-from raygrad.runs import LoadedRun
-from raygrad.trial import Job, evaluations
+from raygrad.files import checkpoint, storage, tables
+from raygrad.files.remote import Url
+from raygrad.files.runs import LoadedRun
+from raygrad.sweeps.trial import Job, evaluations
 
 if TYPE_CHECKING:
-    from raygrad.sweep import LoadedSweep, Point, Sweep
+    from raygrad.sweeps.sweep import LoadedSweep, Point, Sweep
 
 _ROW: dict[str, tuple[pa.DataType, str]] = {
     "role": (pa.string(), "search, or winner: a best setting run again with a seed that the search has not seen"),

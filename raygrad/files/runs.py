@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raygrad import mirror, remote, storage, tables
-from raygrad.checkpoint import Checkpoint, latest
 from raygrad.errors import BadInput
 from raygrad.experiment import SCHEMA_VERSION, Experiment, Where
+from raygrad.files import mirror, remote, storage, tables
+from raygrad.files.checkpoint import Checkpoint, latest
+from raygrad.files.packing import BUFFERS_KEY, model_among
+from raygrad.files.remote import Url, location
 from raygrad.naming import unknown
-from raygrad.packing import BUFFERS_KEY, model_among
-from raygrad.remote import Url, location
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -216,7 +216,7 @@ class LoadedRun:
         return module.eval()
 
     def table(self, name: str) -> "pa.Table":
-        """One of the run's tables; `raygrad.tables.TABLES` lists them with their columns."""
+        """One of the run's tables; `raygrad.files.tables.TABLES` lists them with their columns."""
         if name not in tables.TABLES:
             raise unknown("table", name, tables.TABLES)
         return tables.read(self.folder, name)

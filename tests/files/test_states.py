@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from raygrad.errors import BadInput, Stopped
-from raygrad.states import StateStore, refuse_if_too_large
-from raygrad.storage import SavedFile
+from raygrad.files.states import StateStore, refuse_if_too_large
+from raygrad.files.storage import SavedFile
 
 TEMPLATE = {
     "c": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
