@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -36,6 +37,10 @@ def leaving_at_once() -> Iterator[None]:
             signal.signal(n, handler)
 
 
+ECHO_S = 1.0
+"""A signal so soon after one that was seen is the same request: a terminal sends it, and so does a parent process."""
+
+
 class Interrupts:
     """While open, Ctrl-C raises KeyboardInterrupt and SIGTERM raises Stopped, but inside `shielded` only at its end.
 
@@ -50,8 +55,11 @@ class Interrupts:
     def __init__(self) -> None:
         self._shielded = False
         self._asked: int | None = None
+        self._seen = -ECHO_S
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() < self._seen + ECHO_S:
+            return
         self._asked = number
         if not self._shielded:
             if _importing(frame):
@@ -78,8 +86,9 @@ class Interrupts:
         timer.start()
 
     def seen(self) -> None:
-        """What was asked for is under way: what follows saves and closes, and only another signal breaks into it."""
-        self._asked = None
+        """What was asked for is under way: what follows saves and closes, and only a later signal breaks into it."""
+        if self._asked is not None:
+            self._asked, self._seen = None, time.monotonic()
 
     @contextmanager
     def shielded(self) -> Iterator[None]:

@@ -91,7 +91,7 @@ def test_an_import_is_not_broken_into(
 
 
 @SIGNALS
-def test_what_saves_after_a_signal_is_not_broken_into_by_it(
+def test_what_saves_after_a_signal_is_not_broken_into_by_it_or_its_echo(
     number: signal.Signals, raised: type[BaseException]
 ) -> None:
     saved = []
@@ -101,8 +101,26 @@ def test_what_saves_after_a_signal_is_not_broken_into_by_it(
             time.sleep(1)
         except BaseException:
             interrupts.seen()
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0)
             with interrupts.shielded():
                 saved.append("part")
             saved.append("whole")
             raise
     assert saved == ["part", "whole"]
+
+
+@SIGNALS
+def test_a_later_signal_breaks_into_what_saves(
+    number: signal.Signals, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raygrad.interrupts.ECHO_S", 0.05)
+    with pytest.raises(raised), Interrupts().installed() as interrupts:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(1)
+        except Stopped:
+            interrupts.seen()
+            time.sleep(0.1)
+            signal.raise_signal(number)
+            time.sleep(10)

@@ -141,10 +141,10 @@ COMPARISONS = {
     "divebatch": Comparison(
         "Batches that grow, on digits with equal random shares",
         {
-            "SGD, batches of 8": Arm("divebatch", 400, ("algorithm=fedavg",)),
+            "SGD, 1,400 batches of 8": Arm("divebatch", 1400, ("algorithm=fedavg",)),
+            "SGD, 400 batches of 8": Arm("divebatch", 400, ("algorithm=fedavg",)),
             "DiveBatch": Arm("divebatch", 400),
             "AdaBatch": Arm("divebatch", 400, ("algorithm=adabatch",)),
-            "SGD, batches of 8, longer": Arm("divebatch", 1400, ("algorithm=fedavg",)),
         },
         also={"epochs": lambda v: v.newest.get(("algorithm", "epochs"), (0, 8 * len(v.round) / 1295))[1]},
     ),
