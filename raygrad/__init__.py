@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from raygrad.errors import BadInput, BelowQuorum, CheckFailed, Diverged, RaygradError, Stopped
     from raygrad.experiment import Experiment, Where
     from raygrad.files.runs import LoadedRun, load
-    from raygrad.run import Round, resume, rounds
+    from raygrad.player import Round
+    from raygrad.run import resume, rounds
 
 _WHERE = {
     "BadInput": "errors",
@@ -20,7 +21,7 @@ _WHERE = {
     "Experiment": "experiment",
     "LoadedRun": "files.runs",
     "RaygradError": "errors",
-    "Round": "run",
+    "Round": "player",
     "Stopped": "errors",
     "Where": "experiment",
     "load": "files.runs",

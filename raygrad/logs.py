@@ -7,13 +7,16 @@ All of it goes through the standard `logging`. Modules log to `logging.getLogger
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from raygrad.errors import BadInput
+
+Say = Callable[[str], None]
+"""Takes lines that the user of a command or a loop should see."""
 
 LEVELS = ("debug", "info", "warning", "error")
 WINDOW_S = 10.0

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from raygrad.player import Round
     from raygrad.reports.report import RunView
-    from raygrad.run import Round
 
 _VARIABLES = (
     ".raygrad{{{light}font-variant-numeric:tabular-nums}}"

@@ -26,7 +26,7 @@ from raygrad import logs
 from raygrad.logs import Step
 
 if TYPE_CHECKING:
-    from raygrad.run import Round
+    from raygrad.player import Round
 
 LINE_EVERY_S = 2.0
 """Without a terminal, a line at least this often while rounds come."""

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from raygrad.errors import BadInput
 from raygrad.files import storage
+from raygrad.logs import Say
 from raygrad.naming import unknown
 
 Values = Mapping[str, float]
-Say = Callable[[str], None]
 PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 """What each kind needs."""
 

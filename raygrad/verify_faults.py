@@ -54,7 +54,7 @@ class FaultInjector:
         self.faults = tuple(f for f in self.left if f.client is not None)
 
     def wrap(self, executor: Executor, folder: Path) -> Executor:
-        """See `raygrad.run.Injector`."""
+        """See `raygrad.player.Injector`."""
         assert isinstance(executor, Hosts)
         return Faulty(executor, self.left, lambda: self._kill(folder), self._fill)
 
@@ -91,7 +91,7 @@ class _Observer:
     faults: tuple[Fault, ...] = ()
 
     def wrap(self, executor: Executor, folder: Path) -> Executor:
-        """See `raygrad.run.Injector`."""
+        """See `raygrad.player.Injector`."""
         return Watched(executor, self.seen)
 
 

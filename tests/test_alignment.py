@@ -29,8 +29,9 @@ from raygrad.gang import Phase
 from raygrad.local import Local
 from raygrad.models import MLP, Linear, Model
 from raygrad.plan import Plan, make_plan
+from raygrad.player import alignment_probe
 from raygrad.rng import Purpose, torch_seed
-from raygrad.run import alignment_probe, create, play
+from raygrad.run import create, play
 from raygrad.samplers import Uniform
 from raygrad.schedules import Cosine
 from raygrad.tasks import LoopTask

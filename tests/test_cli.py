@@ -25,9 +25,9 @@ from raygrad.data.partition import PARTITIONERS
 from raygrad.devices import DEVICES
 from raygrad.errors import EXIT_CODES
 from raygrad.models import MODELS
+from raygrad.player import Round
 from raygrad.progress import Lines, Reading, Screen, duration, virtual
 from raygrad.recipes import RECIPES
-from raygrad.run import Round
 from raygrad.samplers import SAMPLERS
 from raygrad.stragglers import POLICIES
 from raygrad.verify import Check

@@ -25,7 +25,8 @@ from raygrad.files.states import StateStore
 from raygrad.gang import Gang, Phase
 from raygrad.local import Local
 from raygrad.plan import Plan, make_plan
-from raygrad.run import create, evaluate, play
+from raygrad.player import evaluate
+from raygrad.run import create, play
 from raygrad.samplers import Uniform
 from raygrad.schedules import Constant, Cosine, Exponential, Schedule, Step, Warmup
 from raygrad.talk import ANSWERED, DAMAGED, Done, Failures, Operation, ServerState

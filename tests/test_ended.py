@@ -11,8 +11,9 @@ from raygrad.experiment import Checkpoints, Experiment, Where
 from raygrad.faults import Fault
 from raygrad.files.runs import LoadedRun, load
 from raygrad.files.storage import read_json
+from raygrad.player import Injector
 from raygrad.reports import report
-from raygrad.run import Injector, create, fork, play
+from raygrad.run import create, fork, play
 from raygrad.talk import Failures
 from raygrad.verify import problem
 from raygrad.verify_faults import FaultInjector

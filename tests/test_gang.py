@@ -24,7 +24,7 @@ from raygrad.gang import Phase, TreeSum, cut
 from raygrad.local import Local
 from raygrad.models import MLP, ResNet
 from raygrad.plan import Plan, make_plan
-from raygrad.run import evaluate
+from raygrad.player import evaluate
 from raygrad.samplers import Uniform
 from raygrad.talk import ServerState, Talk
 from raygrad.tasks import FULL, LoopTask

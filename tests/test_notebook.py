@@ -41,13 +41,13 @@ class Balanced(HTMLParser):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> tuple[LoadedRun, list[raygrad.run.Round]]:
+def run(tmp_path: Path) -> tuple[LoadedRun, list[raygrad.Round]]:
     experiment = problem(FedGA()).set("rounds", "4").set("evaluation.every", "2").set("probe.every", "2")
     rounds = list(raygrad.rounds(experiment, raygrad.Where(on="local"), run_root=tmp_path, name="a"))
     return raygrad.load(rounds[-1].folder), rounds
 
 
-def test_a_round_is_a_table(run: tuple[LoadedRun, list[raygrad.run.Round]]) -> None:
+def test_a_round_is_a_table(run: tuple[LoadedRun, list[raygrad.Round]]) -> None:
     loaded, rounds = run
     text = rounds[1]._repr_html_()
     assert {"table", "td"} <= Balanced(text).seen
@@ -56,7 +56,7 @@ def test_a_round_is_a_table(run: tuple[LoadedRun, list[raygrad.run.Round]]) -> N
     assert len(text) < 2000
 
 
-def test_a_run_is_a_table_with_its_curves(run: tuple[LoadedRun, list[raygrad.run.Round]]) -> None:
+def test_a_run_is_a_table_with_its_curves(run: tuple[LoadedRun, list[raygrad.Round]]) -> None:
     text = run[0]._repr_html_()
     assert {"table", "svg", "style"} <= Balanced(text).seen
     assert "finished" in text and "communications" in text and "<script" not in text
@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_shows_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["no rounds", "a damaged table", "no folder", "a changed experiment"])
 def test_a_run_that_cannot_be_read_says_so(
-    harm: str, run: tuple[LoadedRun, list[raygrad.run.Round]], tmp_path: Path
+    harm: str, run: tuple[LoadedRun, list[raygrad.Round]], tmp_path: Path
 ) -> None:
     folder = run[0].folder
     part = next(tables.folder(folder, "rounds").glob("*.parquet"))

@@ -28,11 +28,12 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePosixPath
 from time import monotonic, sleep
-from typing import Any, Protocol
+from typing import Any
 
 from raygrad.errors import BadInput, Stopped
 from raygrad.files import remote, storage
 from raygrad.files.remote import Patience, Unreachable, Url, at_start
+from raygrad.logs import Say
 
 SCHEMA_VERSION = 1
 COMMIT, LEASE, FILES, REPORT = "commit.json", "lease.json", "files", "report.html"
@@ -43,12 +44,6 @@ LOOK_S = 2.0
 INLINE_BYTES = 16 << 10
 """JSON files up to so many bytes stand in commit.json itself."""
 _AGAIN = 5  # so often a reader starts again because the run went on meanwhile
-
-
-class Say(Protocol):
-    """Takes lines that the user should see."""
-
-    def __call__(self, line: str) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,14 @@ from raygrad.errors import BadInput, Stopped
 from raygrad.experiment import Experiment, Where
 from raygrad.files import remote, runs
 from raygrad.files.remote import Url
+from raygrad.logs import Say
 from raygrad.metrics import of_sweep
 from raygrad.onray.cluster import connected
 from raygrad.onray.executor import ship_by_value
 from raygrad.onray.metrics import record
 from raygrad.onray.start import Lender
 from raygrad.sweeps import population, space, sweep, trial
-from raygrad.sweeps.sweep import Book, LoadedSweep, Maker, Point, Say, Sweep
+from raygrad.sweeps.sweep import Book, LoadedSweep, Maker, Point, Sweep
 from raygrad.sweeps.trial import Job, Trial
 
 REDUCTION = 3

@@ -34,6 +34,7 @@ from raygrad.files import mirror, runs, storage
 from raygrad.files.remote import Url, location
 from raygrad.files.runs import locked, new_folder
 from raygrad.interrupts import Interrupts
+from raygrad.logs import Say
 from raygrad.naming import unknown
 from raygrad.plan import Plan, check_cohort, make_plan
 from raygrad.stragglers import WaitForAll
@@ -43,7 +44,6 @@ from raygrad.sweeps.trial import Evaluation, Job, evaluations
 from raygrad.sweeps.trials import Book, Row, read_trials
 from raygrad.talk import Failures
 
-Say = Callable[[str], None]
 EXTRA = "pip install 'raygrad[tune]'"
 """What brings Optuna."""
 

@@ -20,6 +20,7 @@ from raygrad.experiment import Experiment, Where
 from raygrad.files import checkpoint, mirror, storage, tables
 from raygrad.files.remote import Url
 from raygrad.files.runs import LoadedRun, is_run, locked
+from raygrad.player import Round
 
 if TYPE_CHECKING:
     from raygrad.onray.start import Lender
@@ -200,7 +201,7 @@ class _Seed:
         self.evaluations: list[Evaluation] = []
         self.elapsed_s = 0.0
         self._run: LoadedRun | None = None
-        self._rounds: Generator[engine.Round, None, None] | None = None
+        self._rounds: Generator[Round, None, None] | None = None
         self._round = 0
 
     @property
@@ -239,7 +240,7 @@ class _Seed:
             pass
 
     @property
-    def _playing(self) -> Generator[engine.Round, None, None]:
+    def _playing(self) -> Generator[Round, None, None]:
         assert self._run is not None
         if self._rounds is None:
             self._rounds = engine.play(self._run, lender=self._lender)

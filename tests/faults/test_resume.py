@@ -199,7 +199,7 @@ def test_a_start_that_fails_leaves_no_run_folder(tmp_path: Path, monkeypatch: py
     def fail(*_: object) -> None:
         raise BadInput("nothing here")
 
-    monkeypatch.setattr("raygrad.run.open_executor", fail)
+    monkeypatch.setattr("raygrad.player.open_executor", fail)
     with pytest.raises(BadInput, match="nothing here"):
         next(rounds(experiment(FedGA()), Where(on="local"), run_root=tmp_path, name="r"))
     assert list((tmp_path / "r").iterdir()) == []

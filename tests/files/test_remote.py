@@ -537,7 +537,7 @@ def test_a_start_that_fails_leaves_nothing(
     def refuse(*_: object) -> None:
         raise BadInput("no such host")
 
-    monkeypatch.setattr("raygrad.run.open_executor", refuse)
+    monkeypatch.setattr("raygrad.player.open_executor", refuse)
     with pytest.raises(BadInput, match="no such host"):
         list(raygrad.rounds(EXPERIMENT, here, run_root=store.url("runs")))
     assert store.keys("runs/") == []

@@ -14,6 +14,7 @@ from jobs.results import width
 from raygrad import run as engine
 from raygrad.flat import initial_module
 from raygrad.models import Custom
+from raygrad.player import Round
 
 
 def test_crossings_are_on_a_line_through_the_logarithms() -> None:
@@ -100,7 +101,7 @@ def test_a_play_fills_its_part_and_is_read_again(small: None, tmp_path: Path, mo
     assert "| batch with 90 % of it |" in text
     assert "inf" not in text and "nan" not in text
 
-    def refused(*_: object) -> Iterator[engine.Round]:
+    def refused(*_: object) -> Iterator[Round]:
         raise AssertionError("what was played is read")
 
     monkeypatch.setattr(engine, "play", refused)
