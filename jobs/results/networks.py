@@ -213,13 +213,15 @@ def main() -> int:
     """Read the command line, play and write; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="the folder that holds the runs")
-    parser.add_argument("names", nargs="*", choices=("alignment", "sharpness"), default=["alignment", "sharpness"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="alignment or sharpness; both if left out")
     parser.add_argument("--write", type=Path, metavar="FILE", help="the document to fill; pictures go beside it")
     given = parser.parse_args()
     try:
         figures = None if given.write is None else given.write.parent / "results" / "methods"
         makers = {"alignment": lambda: alignment(given.runs, figures), "sharpness": lambda: sharp_table(given.runs)}
-        parts = {name: makers[name]() for name in given.names}
+        if unknown := [n for n in given.names if n not in makers]:
+            raise BadInput(f"unknown part {', '.join(unknown)}; there are {', '.join(makers)}")
+        parts = {name: makers[name]() for name in given.names or makers}
         give(parts, given.write, "jobs/results/networks.py")
     except BadInput as e:
         print(f"networks.py: {e}", file=sys.stderr)
