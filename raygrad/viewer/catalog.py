@@ -121,6 +121,7 @@ class Catalog:
         self.fetching = ""  # why runs of an object store could not be fetched, or that they are
         self._views, self._rows = Kept(_KEPT), Kept(1 << 20)
         self._lines: dict[Path, Row | None] | None = None  # the newest first; None is not read yet
+        self._shut: dict[str, str] = {}  # what may not be looked into, and why
         self._looks = ThreadPoolExecutor(1, "look")  # more would fight over the interpreter
         self._next: _Look | None = None  # that has not begun yet
         self._lock, self._closed = threading.Lock(), False
@@ -130,13 +131,9 @@ class Catalog:
 
     @property
     def note(self) -> str:
-        """What is to be said of the run root: that it is fetched, or why it cannot be read."""
-        if not self.fetching and not isinstance(self.root, Url):
-            try:
-                os.scandir(self.local).close()
-            except OSError as e:
-                return f"the run root {self.root} cannot be read: {e.strerror}"
-        return self.fetching
+        """What is to be said of the run root: that it is fetched, or what in it cannot be read and why."""
+        shut = [f"{name} cannot be read: {why}" for name, why in self._shut.items()]
+        return " · ".join([self.fetching, *shut] if self.fetching else shut)
 
     def close(self) -> None:
         """Stop reading."""
@@ -194,7 +191,9 @@ class Catalog:
         with self._lock:
             self._next = None
         try:
-            folders = sorted(self._folders(), key=attrgetter("name"), reverse=True)
+            shut: dict[str, str] = {}
+            folders = sorted(self._folders(shut), key=attrgetter("name"), reverse=True)
+            self._shut = shut
             before = self._lines or {}
             lines = self._lines = {folder: before.get(folder) for folder in folders}
             for i, folder in enumerate(folders):
@@ -223,8 +222,8 @@ class Catalog:
             said = " ".join(str(e).split()) or type(e).__name__
             return Row(kind, at, folder.parent.name, started_of(folder.name), "damaged", said)
 
-    def _folders(self) -> Iterator[Path]:
-        for folder in (run for name in self._inside(self.local) for run in self._inside(name)):
+    def _folders(self, shut: dict[str, str]) -> Iterator[Path]:
+        for folder in (run for name in self._inside(self.local, shut) for run in self._inside(name, shut)):
             try:
                 there = any((folder / file).is_file() for file in _FILES.values())
             except OSError:  # it may not be looked into: its line says so
@@ -232,14 +231,21 @@ class Catalog:
             if there:
                 yield folder
 
-    def _inside(self, folder: Path) -> Iterator[Path]:
-        """The folders in a folder, but for hidden ones and links that lead out of the root."""
-        with suppress(OSError), os.scandir(folder) as found:
-            for entry in found:
-                with suppress(OSError):  # a link to itself
-                    safe = not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(self.local)
-                    if not entry.name.startswith(".") and safe and entry.is_dir():
-                        yield folder / entry.name
+    def _inside(self, folder: Path, shut: dict[str, str]) -> Iterator[Path]:
+        """The folders in a folder, but for hidden ones and links out of the root; why it is shut goes into `shut`."""
+        try:
+            found = list(os.scandir(folder))
+        except OSError as e:
+            if folder == self.local and not isinstance(self.root, Url):
+                shut[f"the run root {self.root}"] = e.strerror or str(e)
+            elif folder != self.local and not isinstance(e, FileNotFoundError):
+                shut[f"the folder {folder.name}"] = e.strerror or str(e)
+            return
+        for entry in found:
+            with suppress(OSError):  # a link to itself
+                safe = not entry.is_symlink() or Path(os.path.realpath(entry)).is_relative_to(self.local)
+                if not entry.name.startswith(".") and safe and entry.is_dir():
+                    yield folder / entry.name
 
     def _fetch_always(self, root: Url) -> None:
         from raygrad.files import runs

@@ -165,6 +165,19 @@ def test_what_may_not_be_looked_into_is_in_the_list(
     rows, pending = catalog.rows(30)
     (row,) = [r for r in rows if copy / r.at == closed]
     assert pending == 0 and row.state == "damaged" and "Permission denied" in row.message
+    scandir = os.scandir
+
+    def scanned(path: Path) -> object:
+        if path == closed.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    rows, _ = catalog.rows(30)
+    assert rows and all(row.name != closed.parent.name for row in rows)
+    assert catalog.note == f"the folder {closed.parent.name} cannot be read: Permission denied"
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert catalog.rows(30) and not catalog.note
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert cli.run(["view", "--run-root", str(copy)]) == 2
     assert f"the run root {copy} cannot be read" in capsys.readouterr().err
@@ -174,7 +187,7 @@ def test_who_looks_keeps_nobody_from_writing(copy: Path) -> None:
     """A run starts although somebody asks all the time whether it is being written."""
     folder = copy / runs(copy, "stopped")[0]
     code = (
-        "import sys; from pathlib import Path; from raygrad import storage\n"
+        "import sys; from pathlib import Path; from raygrad.files import storage\n"
         "print('looking', flush=True)\nwhile True: storage.held(Path(sys.argv[1]))"
     )
     with locked(folder):
