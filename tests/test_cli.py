@@ -169,12 +169,12 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_2_before_any_host_starts(
     name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from raygrad import run
+    from raygrad import player
 
     def started(*_: object) -> None:
         raise AssertionError("hosts were started")
 
-    monkeypatch.setattr(run, "open_executor", started)
+    monkeypatch.setattr(player, "open_executor", started)
     (tmp_path / "folder").mkdir()
     for file in ("file.txt", "file.json"):
         (tmp_path / file).write_text("[")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raygrad import metrics, run
+from raygrad import metrics, player
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BadInput, BelowQuorum, Diverged, Stopped
 from raygrad.experiment import Where
@@ -31,7 +31,7 @@ Read = list[Reading]
 def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Read]:
     """What a run in this process would export if it had a Ray."""
     found: Read = []
-    monkeypatch.setattr(run._Player, "_exporting", lambda self: nullcontext(found.extend))
+    monkeypatch.setattr(player.Player, "_exporting", lambda self: nullcontext(found.extend))
     yield found
     for r in found:  # whatever the test: all of it fits the table
         assert set(r.labels) == set(METRICS[r.metric].labels)
