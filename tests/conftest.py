@@ -1,10 +1,14 @@
 """What the tests share: one private Ray per test process, one thread per process, the data beside the repository."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # before ray is imported: a local Ray would switch tokens on
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
@@ -49,12 +53,17 @@ def require() -> Callable[[str], dict[str, str]]:
     return lambda name: find(name, required())
 
 
+def short_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a Ray: the paths of its sockets have at most 107 bytes."""
+    return tempfile.TemporaryDirectory(prefix="rg", dir="/tmp")
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of this process's own, with room for four hosts and two declared (fake) GPUs."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="rg", dir="/tmp") as folder:  # short: socket paths have at most 107 bytes
+    with short_folder() as folder:
         os.environ["RAY_TMPDIR"] = folder
         ray.init(
             address="local",
@@ -68,6 +77,24 @@ def ray_local() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@pytest.fixture
+def in_another_ray(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
+    """`in_another_ray("nodes.py", …)` runs the script beside the test with `tmp_path` and the arguments in a process of
+    its own, which may start a cluster, and gives the JSON of its last line.
+    """
+
+    def played(script: str, *arguments: str) -> Any:
+        with short_folder() as folder:
+            done = subprocess.run(
+                [sys.executable, str(request.path.with_name(script)), str(tmp_path), *arguments],
+                env={**os.environ, "RAY_TMPDIR": folder}, timeout=600, capture_output=True, text=True,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return played
 
 
 @pytest.fixture

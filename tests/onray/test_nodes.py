@@ -1,12 +1,9 @@
 """Nodes that join are used, nodes that leave cost time only; hosts stay inside a placement group."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 import ray
@@ -22,16 +19,8 @@ from raygrad.plan import make_plan
 from raygrad.verify import problem
 
 
-def test_nodes_come_and_go(tmp_path: Path) -> None:
-    """In a process of its own, since a cluster of several nodes is another Ray."""
-    script = Path(__file__).with_name("nodes.py")
-    with tempfile.TemporaryDirectory(prefix="rg", dir="/tmp") as short:  # socket paths have at most 107 bytes
-        done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path)],
-            env={**os.environ, "RAY_TMPDIR": short}, timeout=400, capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_nodes_come_and_go(in_another_ray: Callable[..., Any]) -> None:
+    found = in_another_ray("nodes.py")
     assert found["elastic"] == found["here"] == found["fixed"]
     assert found["b_used"] and found["rounds_after"] >= 1
     assert found["not_answered"] >= 1  # what the node that left owed

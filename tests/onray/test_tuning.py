@@ -2,14 +2,14 @@
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -179,16 +179,8 @@ def test_two_sweeps_at_once_and_one_is_killed_and_goes_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_node_leaves_and_another_joins_during_a_sweep(tmp_path: Path) -> None:
-    """In a process of its own, since a cluster of several nodes is another Ray."""
-    script = Path(__file__).with_name("sweeping.py")
-    with tempfile.TemporaryDirectory(prefix="rg", dir="/tmp") as short:  # socket paths have at most 107 bytes
-        done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path)],
-            env={**os.environ, "RAY_TMPDIR": short}, timeout=400, capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_a_node_leaves_and_another_joins_during_a_sweep(tmp_path: Path, in_another_ray: Callable[..., Any]) -> None:
+    found = in_another_ray("sweeping.py")
     assert found["removed"] and found["refused"].startswith("a trial needs 64 CPU, and this cluster has 2")
     assert "finished" in found["outcomes"] and found["outcomes"][2] == "stopped"  # ASHA goes by who comes first
     for i, (lr, rounds, digest) in enumerate(found["trials"]):  # resting changes no bit
