@@ -3,7 +3,9 @@
 python tests/dashboards/scraped.py FOLDER PROMETHEUS
 
 A run plays on until every query of the dashboards of runs has data, while its hosts die again and again until the alert
-of that fires. Then a run falls below its quorum, and another diverges. A small sweep gives the other dashboard data.
+of that fires. Then the process of a run is killed, another run falls below its quorum, one diverges, one stalls, and
+one has few answers and a loss that rises; alerts that wait for minutes are there a second time in a hurry. A small
+sweep gives the other dashboard data.
 """
 
 import json
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import ray
 import yaml
-from queries import ALERTS, PROMETHEUS, bound, panels
+from queries import ALERTS, PROMETHEUS, bound, hurried, panels
 
 from raygrad.algorithms.fedga import FedGA
 from raygrad.errors import BelowQuorum, Diverged
@@ -47,6 +49,7 @@ class Server:
 
     def __init__(self, port: int) -> None:
         self._at = f"http://127.0.0.1:{port}"
+        self.fired: set[tuple[str, str]] = set()  # alerts and the runs they are about
 
     def get(self, path: str, **parameters: str) -> dict:
         """What it answers, also to a query that it refuses."""
@@ -75,10 +78,12 @@ class Server:
         found = self.get("/api/v1/query", query=query)
         return found["status"] == "success" and any(r["value"][1] != "NaN" for r in found["data"]["result"])
 
-    def firing(self) -> set[str]:
-        """The names of the alerts that fire."""
+    def fires(self, *wanted: tuple[str, str]) -> bool:
+        """Whether all these alerts fire, each about its run."""
         alerts = self.get("/api/v1/alerts")["data"]["alerts"]
-        return {a["labels"]["alertname"] for a in alerts if a["state"] == "firing"}
+        fire = {(a["labels"]["alertname"], a["labels"]["run"]) for a in alerts if a["state"] == "firing"}
+        self.fired |= fire
+        return fire >= set(wanted)
 
 
 @contextmanager
@@ -88,7 +93,8 @@ def prometheus(program: str, folder: Path, target: str) -> Iterator[Server]:
     (folder / "targets.json").write_text(json.dumps([{"targets": [target], "labels": {"job": "ray"}}]))
     config = yaml.safe_load(PROMETHEUS.read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(ALERTS)]
+    (folder / "hurried.yml").write_text(hurried())
+    config["rule_files"] = [str(ALERTS), str(folder / "hurried.yml")]
     (job,) = config["scrape_configs"]
     (job["file_sd_configs"][0]["files"],) = ([str(folder / "targets.json")],)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -142,6 +148,25 @@ def play_until(e: Experiment, folder: Path, name: str, lender: Lender, over: Cal
     rounds.close()
 
 
+BASE = replace(problem(FedGA(), 6), rounds=100_000, probe=Probe(every=5, clients=4), gangs=Gangs(size=1))
+
+
+def play_on(folder: Path, address: str) -> None:
+    """A run in a process of its own, which will be killed."""
+    for _ in play(create(BASE, Where(address=address, hosts=1), run_root=folder, name="lost")):
+        pass
+
+
+@contextmanager
+def ended(process: subprocess.Popen) -> Iterator[None]:
+    """Afterwards the process is gone."""
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main(folder: Path, program: str) -> None:
     port = free_port()
     ray.init(
@@ -152,8 +177,9 @@ def main(folder: Path, program: str) -> None:
     lender = Lender(2)  # the runs take turns with two hosts, which import torch once
     found: dict[str, object] = {}
     began = time.monotonic()
-    base = replace(problem(FedGA(), 6), rounds=100_000, probe=Probe(every=5, clients=4), gangs=Gangs(size=1))
-    with prometheus(program, folder / "prometheus", f"127.0.0.1:{port}") as server:
+    address = ray.get_runtime_context().gcs_address
+    losing = subprocess.Popen([sys.executable, __file__, str(folder), "--lost", address], stdout=subprocess.DEVNULL)
+    with prometheus(program, folder / "prometheus", f"127.0.0.1:{port}") as server, ended(losing):
         left = {name: bound(q) for name, q in panels().items()}
         found["refused"] = [e for q in left.values() if (e := server.error(q))]
         looked_s = lost_s = time.monotonic()
@@ -163,7 +189,7 @@ def main(folder: Path, program: str) -> None:
             now = time.monotonic()
             if now - looked_s < 1:
                 return False
-            looked_s, flaps = now, "RaygradHostFlaps" in server.firing()
+            looked_s, flaps = now, server.fires(("RaygradHostFlaps", "seen"))
             if not flaps and now - lost_s > 2:
                 lost_s = now
                 executors[-1].lose_host()
@@ -171,12 +197,14 @@ def main(folder: Path, program: str) -> None:
                 del left[name]
             return flaps and all(n.startswith("sweep") for n in left)
 
-        play_until(base, folder, "seen", lender, all_there)
+        play_until(BASE, folder, "seen", lender, all_there)
+        assert wait_for(lambda: server.has_data('ray_raygrad_rounds_total{run="lost"}'))
+        losing.kill()
         found["runs_s"] = round(time.monotonic() - began, 1)
 
         # All but one client have left, and two must answer.
         raised = []
-        short = replace(base, failures=Failures(quorum=2))
+        short = replace(BASE, failures=Failures(quorum=2))
         try:
             for r in play(create(short, Where(hosts=1), run_root=folder, name="short"), lender=lender):
                 if r.index == 2:
@@ -184,20 +212,31 @@ def main(folder: Path, program: str) -> None:
         except BelowQuorum as e:
             raised.append(type(e).__name__)
         try:
-            wild = replace(base, algorithm=replace(base.algorithm, lr=1e12))
+            wild = replace(BASE, algorithm=replace(BASE.algorithm, lr=1e12))
             for _ in play(create(wild, Where(hosts=1), run_root=folder, name="wild"), lender=lender):
                 pass
         except Diverged as e:
             raised.append(type(e).__name__)
         found["raised"] = raised
-        wanted = {"RaygradBelowQuorum", "RaygradRunDiverged", "RaygradHostFlaps"}
-        wait_for(lambda: wanted <= server.firing(), 30)
-        found["firing"] = sorted(server.firing())
+        play_until(
+            BASE, folder, "stalls", lender,
+            lambda index: index == 100 and wait_for(lambda: server.fires(("HurriedRunStalls", "stalls"))),
+        )  # fmt: skip
+        worse = replace(
+            BASE,
+            sampler=replace(BASE.sampler, cohort=2),
+            failures=Failures(quorum=2),
+            changes=("100:algorithm.lr=1e3",),
+        )
+        sinking = ("HurriedNearQuorum", "worse"), ("HurriedLossRises", "worse")
+        play_until(worse, folder, "worse", lender, lambda index: index % 50 == 0 and server.fires(*sinking))
+        wait_for(lambda: server.fires(("HurriedRunLost", "lost")), 60)
+        found["fired"] = sorted(server.fired)
         found["faults_s"] = round(time.monotonic() - began, 1)
 
         lender.close()
         s = sweeps.Sweep(
-            replace(base, rounds=2, evaluation=replace(base.evaluation, every=1)), {"alpha": "0.1"}, search="grid",
+            replace(BASE, rounds=2, evaluation=replace(BASE.evaluation, every=1)), {"alpha": "0.1"}, search="grid",
             winner_seeds=0, max_concurrent=1,
         )  # fmt: skip
         sweeps.run(s, run_root=folder, name="swept")
@@ -210,4 +249,4 @@ def main(folder: Path, program: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    play_on(Path(sys.argv[1]), sys.argv[3]) if sys.argv[2] == "--lost" else main(Path(sys.argv[1]), sys.argv[2])
