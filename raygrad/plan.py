@@ -4,8 +4,8 @@ All bad input is found here, before Ray starts.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from math import ceil, prod
+from dataclasses import dataclass, fields, is_dataclass, replace
+from math import ceil, inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ def prepare_data(
 def plan_on(experiment: Experiment, where: Where, shards: Shards) -> Plan:
     """The plan on prepared shards."""
     check_cohort(experiment, shards.clients)
+    for name in ("algorithm", "local", "regularizer"):
+        check_range(getattr(experiment, name), name, experiment.dtype)
     if experiment.evaluation.mode == "paper" and not shards.test_examples:
         raise BadInput("evaluation.mode is paper, but the data has no test set; use evaluation.mode=validation")
     experiment.tasks.check(shards.classes)
@@ -169,6 +171,16 @@ class _Templates:
 
     def get(self, clients: np.ndarray) -> Arrays:
         return {n: np.stack([a] * len(clients)) for n, a in self.template.items()}
+
+
+def check_range(part: object, path: str, dtype: str) -> None:
+    """Refuse numbers that the model's kind of numbers cannot hold."""
+    most = torch.finfo(getattr(torch, dtype)).max
+    for f in fields(part) if is_dataclass(part) else ():
+        value = getattr(part, f.name)
+        if isinstance(value, float) and most < abs(value) < inf:
+            raise BadInput(f"{path}.{f.name} is {value:g}; numbers of {dtype} are at most {most:.2g}")
+        check_range(value, f"{path}.{f.name}", dtype)
 
 
 def check_privacy(experiment: Experiment) -> None:

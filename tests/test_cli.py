@@ -123,6 +123,8 @@ BAD = {
     "not a number": ("run --set algorithm.lr=fast", "must be a finite number"),
     "nan": ("run --alpha nan", "must be a finite number"),
     "negative lr": ("run --alpha -1", ">= 0"),
+    "lr of more bits": ("run --alpha 1e300", "algorithm.lr is 1e+300; numbers of float32 are at most 3.4e+38"),
+    "inner lr": ("run --set algorithm=fedadam --set algorithm.inner.lr=1e39", "algorithm.inner.lr is 1e+39"),
     "no rounds": ("run --rounds 0", "rounds is 0"),
     "rounds not whole": ("run --rounds x", "--rounds"),
     "no hosts": ("run --hosts 0", "hosts is 0"),
