@@ -73,7 +73,7 @@ def test_sharpness_is_that_of_the_hessian(small: None, tmp_path: Path, monkeypat
     def loss(at: torch.Tensor) -> torch.Tensor:
         return runner.loss(runner.model.call(at, xs), ys).mean()
 
-    hessian = torch.func.hessian(loss)(x)
+    hessian = torch.autograd.functional.hessian(loss, x)
     assert isinstance(hessian, torch.Tensor)
     values = torch.linalg.eigvalsh(hessian.double())
     plain, increase, top = networks.sharpness(v)
