@@ -25,7 +25,7 @@ from raygrad.files.remote import Url
 from raygrad.files.states import refuse_if_too_large
 from raygrad.flat import FlatModel, initial_module
 from raygrad.gang import BUFFERS, Arrays, Gang, Phase
-from raygrad.objectives import load_loss
+from raygrad.objectives import load_loss, load_metrics
 from raygrad.regularizers import VALUE
 from raygrad.rng import Purpose, rng
 from raygrad.runner import HostSpec
@@ -271,16 +271,21 @@ def check_model(spec: HostSpec, module: nn.Module) -> None:
                 f"model {name} gives outputs of shape {tuple(out.shape[1:])} per example; {spec.classes} classes need "
                 f"({spec.classes},)"
             )
-    try:
-        values = load_loss(spec.loss)(out, y)
-    except Exception as e:
-        raise BadInput(
-            f"loss {spec.loss} cannot take outputs of shape {tuple(out.shape[1:])}: {str(e).splitlines()[0]}"
-        ) from e
-    if values.shape != (2,):
-        raise BadInput(
-            f"loss {spec.loss} gave shape {tuple(values.shape)} for 2 examples; it must give one value per example"
-        )
+    if "accuracy" in spec.metrics and spec.classes is None:
+        raise BadInput("metric accuracy needs class labels; this data has numbers as targets: set metrics=()")
+    measures = {f"loss {spec.loss}": load_loss(spec.loss)}
+    measures |= {f"metric {name}": f for name, f in load_metrics(spec.metrics).items()}
+    for name, measure in measures.items():
+        try:
+            values = measure(out, y)
+        except Exception as e:
+            raise BadInput(
+                f"{name} cannot take outputs of shape {tuple(out.shape[1:])}: {str(e).splitlines()[0]}"
+            ) from e
+        if values.shape != (2,):
+            raise BadInput(
+                f"{name} gave shape {tuple(values.shape)} for 2 examples; it must give one value per example"
+            )
 
 
 def _load_weights(model: FlatModel, path: Path) -> None:

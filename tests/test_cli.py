@@ -144,6 +144,7 @@ BAD = {
     "no data": ("run mnist-het --data-root .", "train-images-idx3-ubyte"),
     "model and data": ("run --set model=emnist-cnn", "16 x 16"),
     "model and labels": ("run --set model=custom --set model.factory=small:net", "10 classes need (10,)"),
+    "metric and labels": ("run quadratic --set metrics=accuracy", "metric accuracy needs class labels"),
     "no weights": ("run --init none.safetensors", "none.safetensors"),
     "run root is a file": ("run --run-root file.txt", "file.txt"),
     "name": ("run --name ../x", "'../x' cannot name a folder"),
@@ -309,6 +310,18 @@ def test_a_run_from_start_to_report(capsys: pytest.CaptureFixture[str], shards: 
     assert said(capsys, "digest", name) == said(capsys, "digest", longer) != line
     assert json.loads((folder / "final.json").read_text())["round"] == 6
     assert "ask for more" in said(capsys, "resume", name, "--rounds", "5", code=2)
+
+
+def test_a_fork_goes_on_from_a_checkpoint_and_says_if_nothing_is_left(
+    train: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Path(train("--rounds", "2"))
+    words = ["fork", f"digits/{first.name}", "--set", "algorithm.beta=0.3", "--on", "local", "--no-report"]
+    out = said(capsys, *words, "--name", "copied")
+    assert re.search(r"copied/\S+ is finished: 2 rounds, nothing left to do; --rounds extends it", out)
+    out = said(capsys, *words, "--name", "longer", "--rounds", "3")
+    assert "round 3 of 3" in out and "nothing left" not in out and "beta=0.3" in out
+    assert "no checkpoint after round 1" in said(capsys, *words, "--name", "none", "--at", "1", code=2)
 
 
 def test_an_asynchronous_run_says_who_is_at_work_and_that_it_leans(

@@ -1,4 +1,4 @@
-"""FedGA's displacement around any algorithm that asks its clients once.
+"""FedGA's displacement around an algorithm that asks its clients once, and lets them start elsewhere.
 
     communication 1:  g_i = grad f_i(x), each client's whole shard, without weight decay;   g = mean_i g_i
     communication 2:  what the algorithm inside does, from  x - beta (g - g_i)  instead of x
@@ -75,7 +75,7 @@ def _check(ask: Ask) -> None:
     if "start" not in parameters(ask.work, optional=True):
         raise BadInput(
             f"algorithm.inner cannot be displaced: {ask.work.__qualname__} takes no start=None to begin its local "
-            "steps from; fedavg, fedprox, feddyn, local-gd and server optimisers around them can be"
+            "steps from; fedavg, fedprox, feddyn, fedaware, local-gd and server optimisers around them can be"
         )
     if ask.each:
         raise BadInput(f"algorithm.inner cannot be displaced: {ask.work.__qualname__} gets a row for each client")

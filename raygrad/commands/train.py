@@ -274,7 +274,7 @@ def fork(
     \b
     Examples
       raygrad fork digits --set algorithm.beta=0.2
-      raygrad fork digits/ID --at 40 --set local.steps=10 --rounds 200
+      raygrad fork digits/ID --at 50 --set local.steps=10 --rounds 200
     """
     with output.errors(as_json):
         from raygrad import run as engine
@@ -296,7 +296,9 @@ def fork(
                 loaded, settings, run_root=run_root, name=name or loaded.name, where=where, rounds=rounds, round=at
             )
             screen.say(f"{experiments.algorithm_note(made.experiment)} → {output.shown(made.at)}")
-            _play(made, run_root, screen)
+            played = _play(made, run_root, screen)
+        if not played:
+            _say_finished(made, run_root, quiet or as_json)
         _finish(made, run_root, quiet, as_json, report=not no_report)
 
 

@@ -30,9 +30,6 @@ def grad(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return gradient
 
 
-"""`loss(x, batch) -> []`, the mean over the batch of a model with parameters `x` [d]."""
-
-
 Loss = Callable[[Tensor, Batch], Tensor]
 """`loss(x, batch) -> []`, the mean over the batch of a model with parameters `x` [d]."""
 
