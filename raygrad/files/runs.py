@@ -222,7 +222,7 @@ class LoadedRun:
         return tables.read(self.folder, name)
 
     def digest(self) -> str:
-        """The sha256 of the newest checkpoint's parameters and of the bit-stable tables up to it."""
+        """The sha256 of the newest checkpoint's tensors and of the bit-stable tables up to it."""
         import pyarrow.compute as pc
 
         checkpoint = self.checkpoint

@@ -1,8 +1,8 @@
 """The tables of a run folder: Parquet parts that are appended to, cut at checkpoints, and read back as one.
 
-`rounds`, `clients` and `probes` are bit-stable: the same experiment gives the same rows on any number of hosts and
-after any restart, and `digest` compares them. `operations` and `seconds` hold wall time, hosts and attempts, which may
-differ.
+`rounds`, `clients`, `metrics` and `probes` are bit-stable: the same experiment gives the same rows on any number of
+hosts and after any restart, and `digest` compares them. `operations` and `seconds` hold wall time, hosts and attempts,
+which may differ.
 
 A part is named by the first round that it may hold. The open part is rewritten at most once a second, under a temporary
 name and renamed, so a reader sees whole files only.
