@@ -192,6 +192,7 @@ class Player:
             self._writers[name] = tables.TableWriter(
                 tables.folder(self._folder, name), tables.TABLES[name], self._done + 1
             )
+        self._stack.enter_context(self._committed_at_the_end())
         tell = self._stack.enter_context(self._tracked())
         slots = metrics.Slots()
         record(metrics.at_start(self._done, self._run.experiment.rounds, e.failures.quorum, time.time()))
@@ -240,6 +241,21 @@ class Player:
 
         settings = {**flatten(run.experiment.to_json()), "hash": run.experiment.hash}
         return tracked(kinds, self._folder, run.name, settings, self._done, self._say)
+
+    @contextmanager
+    def _committed_at_the_end(self) -> Iterator[None]:
+        """What trackers leave in the run's folder when they are closed belongs to a run in an object store, too."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Stopped):
+                self._commit()
+            raise
+        self._commit()
+
+    def _commit(self) -> None:
+        if self._mirror is not None:
+            self._mirror.commit()
 
     def _exporting(self) -> AbstractContextManager[Callable[[Iterable[metrics.Reading]], None]]:
         """What exports metrics, where there is a Ray."""
@@ -420,8 +436,7 @@ class Player:
         extra = {f.name: getattr(self._totals, f.name) for f in fields(_Totals)} | {"hash": self._run.experiment.hash}
         checkpoint.save(self._folder, self._done, tensors, self._store, extra, self._experiment.checkpoints.keep)
         self._saved = self._done
-        if self._mirror is not None:
-            self._mirror.commit()
+        self._commit()
 
     def _note_end(self, state: str, error: BaseException) -> None:
         """Why the run ended before its last round, to ended.json; it counts until a round more is played."""
@@ -429,8 +444,7 @@ class Player:
         ended = {"schema_version": SCHEMA_VERSION, "round": self._done, "state": state, "message": message}
         with storage.run_storage(self._folder):
             storage.write_json(self._folder / "ended.json", ended)
-        if self._mirror is not None:
-            self._mirror.commit()
+        self._commit()
 
     def _final_is_current(self) -> bool:
         path = self._folder / "final.json"
@@ -459,8 +473,7 @@ class Player:
             final["validation"] = found
         with storage.run_storage(self._folder):
             storage.write_json(self._folder / "final.json", final)
-        if self._mirror is not None:
-            self._mirror.commit()
+        self._commit()
         found = {"loss": final.get("loss"), **final.get("metrics", {})}
         return {f"test/{n}": v for n, v in found.items() if v is not None}
 

@@ -4,6 +4,7 @@ A `GangRunner` holds what a host needs (model, shards) and nothing that cannot b
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -539,6 +540,14 @@ def check_device(device: str) -> None:
     """Refuse CUDA where torch finds none."""
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("the device is cuda, but torch finds no GPU here; use --device cpu")
+
+
+def be_deterministic(device: str) -> None:
+    """Have torch compute the same bits again on a GPU. On a CPU one thread is enough."""
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
 
 
 def numerics(spec: HostSpec, canary: str) -> dict[str, str]:

@@ -548,6 +548,17 @@ def test_verify_reports_each_check_and_fails_with_1(
     assert asked == [("fedavg", True), ("my:Algorithm", False)]
 
 
+@pytest.mark.parametrize("command", ["run digits", "verify faults digits"])
+def test_a_ray_that_is_joined_is_shown_the_token(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    monkeypatch.setattr("raygrad.onray.tokens.use_by_default", lambda: shown.append(command))
+    words = [*command.split(), "--address", "127.0.0.1:1"]
+    assert "no Ray answers at 127.0.0.1:1" in said(capsys, *words, code=2)
+    assert shown
+
+
 # --- signals and Ray ------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Gangs: how a cohort is cut, summed, batched; loop and vmap; buffers and dropout."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from raygrad.alignment import AlignmentProbe, fixed_cohort
 from raygrad.contract import Population
 from raygrad.driver import Driver
 from raygrad.errors import BadInput
-from raygrad.executors.inprocess import InProcess
+from raygrad.executors.inprocess import InProcess, as_on_a_host
 from raygrad.experiment import Experiment, Gangs, Where
 from raygrad.files.states import StateStore
 from raygrad.gang import Phase, TreeSum, cut
@@ -344,3 +345,29 @@ def test_fixed_cohort_is_fixed() -> None:
     assert np.array_equal(a.clients, b.clients)
     assert not np.array_equal(a.clients, fixed_cohort(population, 64, 4).clients)
     assert len(fixed_cohort(population, 1000, 3)) == 500
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_gpu_computes_the_same_bits_in_this_process_and_its_settings_are_given_back(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not before)
+
+    def settings() -> tuple[object, ...]:
+        return (
+            torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark, torch.get_num_threads(),
+        )  # fmt: skip
+
+    torch.use_deterministic_algorithms(before, warn_only=before)
+    try:
+        former = settings()
+        with as_on_a_host("cuda"):
+            assert settings() == (True, False, False, 1)
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert settings() == former
+        with as_on_a_host("cpu"):
+            assert settings() == (*former[:3], 1)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -134,6 +134,7 @@ def verify_faults(
         doing("the run to which nothing happens")
         stack.enter_context(logs.listening(logs.OnStderr(), "error"))  # faults are what is asked for
         if where.on == "ray":
+            experiments.show_token(where.address)
             from raygrad.onray.cluster import connected
 
             stack.enter_context(connected(where))  # once for all runs

@@ -226,13 +226,18 @@ def check_reachable(where: Where, run_root: str | Path) -> None:
     if isinstance(folder, Path):
         _check_folder(folder)
     if where.on == "ray":
-        if where.address or os.environ.get("RAY_ADDRESS"):
-            from raygrad.onray import tokens
-
-            tokens.use_by_default()
+        show_token(where.address)
         from raygrad.onray.cluster import check
 
         check(where)
+
+
+def show_token(address: str | None) -> None:
+    """Show the configured token to a Ray that is there already. Has an effect before Ray is imported only."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        from raygrad.onray import tokens
+
+        tokens.use_by_default()
 
 
 def _check_folder(run_root: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from raygrad.faults import HostLost
 from raygrad.gang import Gang, Phase
-from raygrad.runner import GangRunner, HostSpec, difference, numerics, refused
+from raygrad.runner import GangRunner, HostSpec, be_deterministic, difference, numerics, refused
 from raygrad.talk import Done, Operation
 
 ATTEMPTS = 3
@@ -17,14 +17,18 @@ ATTEMPTS = 3
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread inside, the caller's setting afterwards."""
-    threads = torch.get_num_threads()
+def as_on_a_host(device: str) -> Iterator[None]:
+    """One torch thread inside and, on a GPU, deterministic algorithms; the caller's settings afterwards."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(1)
+    be_deterministic(device)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 class InProcess:
@@ -35,7 +39,7 @@ class InProcess:
         self.odd_hosts: dict[str, str] = {}
         self._spec = spec
         self._loses_next = False
-        with one_thread():
+        with as_on_a_host(spec.device):
             self.runner = GangRunner(spec)
             self.numerics = numerics(spec, self.runner.canary())
         if recorded is not None:
@@ -52,7 +56,7 @@ class InProcess:
                 started = perf_counter()
                 operation = Operation(gang.index, "local", attempt, len(gang.working), started, 0.0, 0, 0)
                 try:
-                    with one_thread():
+                    with as_on_a_host(self._spec.device):
                         reply = self.runner.run(phase, gang, lambda: self.phases[:-1])
                 except HostLost:
                     self.lose_host()
@@ -68,7 +72,7 @@ class InProcess:
 
     def lose_host(self) -> None:
         """Forget everything that a host that dies would lose: a planned fault."""
-        with one_thread():
+        with as_on_a_host(self._spec.device):
             self.runner = GangRunner(self._spec)
 
     lose_node = lose_host

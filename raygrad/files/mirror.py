@@ -217,17 +217,17 @@ class Mirror:
         self._unneeded: set[str] = set()
 
     def commit(self) -> None:
-        """Make what is in the folder what readers see; nothing may be writing in it.
+        """Make what is in the folder what readers see. Nothing but trackers may be writing in it.
 
         Raises Stopped when the store does not answer or another driver has the run: what was committed before is
         whole, and what is in the folder is left to the next fetch.
         """
         before = self._committed
         with storage.run_storage(self.folder):
-            files = {path: self._entry(path) for path in _files(self.folder) if path != REPORT}
+            found = ((path, self._entry(path)) for path in _files(self.folder) if path != REPORT)
+            files = {path: entry for path, entry in found if entry is not None}
         if files == before.files:
             return
-        commit = Commit(before.number + 1, self._lease.token if self._lease else "", files)
         there = before.keys
         new = [path for path, e in files.items() if e.text is None and e.key(path) not in there]
         sizes = {path: files[path].bytes for path in new}
@@ -235,6 +235,10 @@ class Mirror:
             lambda path: remote.upload(self.folder / path, self.url / FILES / files[path].key(path)), sizes,
             f"saving {self.url.name}",
         )  # fmt: skip
+        for path in (p for p in new if _signature(self.folder / p) != self._seen[p][0]):  # a tracker goes on writing it
+            self._unneeded.add(files[path].key(path))
+            files[path] = self._as_it_is(path)
+        commit = Commit(before.number + 1, self._lease.token if self._lease else "", files)
         remote.again(lambda: self._put(commit))
         self._committed = commit
         self._unneeded |= there
@@ -253,19 +257,31 @@ class Mirror:
                 remote.remove(self.url / FILES / key, patience="short")
                 self._unneeded.discard(key)
 
-    def _entry(self, path: str) -> Entry:
-        file = self.folder / path
-        stat = file.stat()
-        signature = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    def _entry(self, path: str) -> Entry | None:
+        """What a file is; None if a tracker has removed it."""
+        file, signature = self.folder / path, _signature(self.folder / path)
+        if signature is None:
+            return None
+        _, size, _ = signature
         seen = self._seen.get(path)
         if seen is None or seen[0] != signature:
-            if path.endswith(".json") and stat.st_size <= INLINE_BYTES:
-                text = file.read_text(encoding="utf-8")
-                entry = Entry(stat.st_size, hashlib.sha256(text.encode()).hexdigest(), text)
+            if path.endswith(".json") and size <= INLINE_BYTES:
+                data = file.read_bytes()
+                entry = Entry(len(data), hashlib.sha256(data).hexdigest(), data.decode())
             else:
-                entry = Entry(stat.st_size, storage.sha256(file))
+                entry = Entry(size, storage.sha256(file))
             seen = self._seen[path] = (signature, entry)
         return seen[1]
+
+    def _as_it_is(self, path: str) -> Entry:
+        """Upload a file that has changed since it was looked at, as it is now."""
+        with storage.run_storage(self.folder):
+            copy = self.folder / ".growing"
+            shutil.copyfile(self.folder / path, copy)
+            entry = Entry(copy.stat().st_size, storage.sha256(copy))
+        remote.upload(copy, self.url / FILES / entry.key(path))
+        copy.unlink()
+        return entry
 
     def _put(self, commit: Commit) -> None:
         """Look whether the run is still ours, and commit. Nothing is tried again in between: that would take time."""
@@ -280,6 +296,15 @@ class Mirror:
         if (found.number, found.writer) != (self._committed.number, self._committed.writer):
             raise Stopped(f"{self.url} was continued by another driver meanwhile; this one stops, nothing is torn")
         remote.write(self.url / COMMIT, commit.encoded(), "none")
+
+
+def _signature(file: Path) -> tuple[int, int, int] | None:
+    """Differs when a file was changed or replaced; None if there is none."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def publish(url: Url, folder: Path) -> None:

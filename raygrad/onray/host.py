@@ -46,17 +46,13 @@ class ClientHost:
         Log lines from `log_level` on name the `run` and go to this process's stderr, which Ray keeps.
         The model is built here and not when the actor is made, so that an error in the user's code arrives as such.
         """
-        import torch
 
         from raygrad import logs
-        from raygrad.runner import GangRunner, numerics
+        from raygrad.runner import GangRunner, be_deterministic, numerics
 
         logs.on_host(log_level)
         self._name, self._run = f"{socket.gethostname()}:{os.getpid()}", run
-        if spec.device == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
+        be_deterministic(spec.device)
         self._runner = GangRunner(spec)
         self._runner.die = _die
         with logs.about(run, host=self._name):

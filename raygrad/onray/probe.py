@@ -1,21 +1,16 @@
 """A small computation whose bits tell what a host on this node would compute."""
 
-import os
-
 import torch
 
 from raygrad.data.transform import Transform
 from raygrad.local import Local
 from raygrad.models import DigitsCNN
-from raygrad.runner import GangRunner, HostSpec
+from raygrad.runner import GangRunner, HostSpec, be_deterministic
 
 
 def digest(device: str) -> str:
     """The digest of the canary gang on the digits' network, computed as a host computes on "cpu" or "cuda"."""
-    if device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+    be_deterministic(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

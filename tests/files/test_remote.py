@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from faults.test_resume import Lab
 from object_store import BUCKET, Answer, ObjectStore, object_store
 
 import raygrad
-from raygrad import BadInput, Stopped, cli
+from raygrad import BadInput, Stopped, cli, tracking
 from raygrad.algorithms.fedga import FedGA
 from raygrad.algorithms.scaffold import Scaffold
 from raygrad.data import placed
@@ -313,6 +313,63 @@ def test_a_local_disk_that_is_full_stops_a_reader(
 
 
 # --- one driver at a time -------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_grows_while_it_is_saved_is_whole_for_readers(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trackers write when they like; one file grows after it was looked at, another one is gone."""
+    folder, url = tmp_path / "grows", location(store.url("runs")) / "grows" / "1"
+    assert isinstance(url, Url)
+    folder.mkdir()
+    (folder / "experiment.json").write_text("{}")
+    grows, goes = folder / "events", folder / "goes"
+    grows.write_text("one")
+    goes.write_text("")
+    upload, files = remote.upload, mirror._files
+
+    def growing(file: Path, to: Url) -> None:
+        if file == grows and grows.read_text() == "one":
+            grows.write_text("one two")
+        upload(file, to)
+
+    def going(folder: Path) -> list[str]:
+        found = files(folder)
+        goes.unlink(missing_ok=True)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "upload", growing)
+        patch.setattr(mirror, "_files", going)
+        mirror.publish(url, folder)
+    empty_machine(monkeypatch, tmp_path, "elsewhere")
+    there = mirror.fetch(url)
+    assert (there / "events").read_text() == "one two" and not (there / "goes").exists()
+    assert len(list(remote.children(url / mirror.FILES))) == 1  # what was saved in vain is removed
+
+
+def test_what_a_tracker_writes_when_it_is_closed_is_in_the_store(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late:
+        def __init__(self, folder: Path, *_: object) -> None:
+            self._file, self._told = folder / "told", []
+
+        def log(self, round: int, values: Mapping[str, float]) -> None:
+            self._told += [f"{round} {name}" for name in values]
+
+        def close(self) -> None:
+            self._file.write_text("\n".join(self._told))
+
+    monkeypatch.setattr(tracking, "check", lambda kinds: None)
+    monkeypatch.setattr("raygrad.run.check_trackers", lambda kinds: None)
+    monkeypatch.setitem(tracking._KINDS, "tensorboard", Late)
+    url = store.url("runs")
+    where = Where(on="local", track=("tensorboard",), shard_root=str(tmp_path / "shards"))
+    list(raygrad.rounds(EXPERIMENT, where, run_root=url, name="told"))
+    empty_machine(monkeypatch, tmp_path, "elsewhere")
+    told = (load("told", url).folder / "told").read_text().splitlines()
+    assert "3 test/accuracy" in told and "1 train_loss" in told
 
 
 def test_a_second_driver_is_refused(
