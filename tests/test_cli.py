@@ -552,11 +552,19 @@ def test_verify_reports_each_check_and_fails_with_1(
 def test_a_ray_that_is_joined_is_shown_the_token(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from raygrad import verify
+
     shown = []
     monkeypatch.setattr("raygrad.onray.tokens.use_by_default", lambda: shown.append(command))
     words = [*command.split(), "--address", "127.0.0.1:1"]
     assert "no Ray answers at 127.0.0.1:1" in said(capsys, *words, code=2)
-    assert shown
+    assert shown.pop() == command
+    monkeypatch.setattr(verify, "suite", lambda reference, on_ray: iter(()))
+    said(capsys, "verify", "fedavg")
+    assert not shown  # no Ray is joined
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said(capsys, "verify", "fedavg")
+    assert shown == [command]
 
 
 # --- signals and Ray ------------------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ def verify(
 def verify_algorithm(reference: str, on_ray: bool) -> None:
     """One line per property. Raises BadInput if there is no such algorithm, CheckFailed if a property does not hold."""
     from raygrad import verify as suite
+    from raygrad.commands import experiments
 
+    if on_ray:
+        experiments.show_token(None)
     failed = checks = 0
     with output.busy() as doing:
         doing("check 1")
