@@ -127,7 +127,7 @@ def test_a_local_run_imports_no_ray(tmp_path: Path) -> None:
         "from raygrad.verify import problem\n"
         "from raygrad.algorithms.fedga import FedGA\n"
         f"list(raygrad.rounds(problem(FedGA()), raygrad.Where(on='local'), run_root={str(tmp_path)!r}))\n"
-        "sys.exit('ray' in sys.modules)"
+        "sys.exit(bool({'ray', 'torch._inductor'} & set(sys.modules)))"  # the compiler takes seconds
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 

@@ -1,7 +1,7 @@
 """Runs gangs one after another in this process, with one thread, as every host does."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 
@@ -19,14 +19,23 @@ ATTEMPTS = 3
 @contextmanager
 def as_on_a_host(device: str) -> Iterator[None]:
     """One torch thread inside and, on a GPU, deterministic algorithms; the caller's settings afterwards."""
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    be_deterministic(device)
+    try:
+        with _deterministic() if device == "cuda" else nullcontext():  # what sets it imports torch's compiler: seconds
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    be_deterministic("cuda")
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict, warn_only=warned)
         torch.backends.cudnn.benchmark = benchmark
 
